@@ -1,0 +1,58 @@
+"""Video-initialised 3D classification of cryo-ET subtomograms and small medical volumes, as MONAI bundles.
+
+The names below are what bundle JSON may target, as ``cryo_monai.NAME``. They are loaded on first use: importing this
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CachedVolumes": "volumes",
+    "CheckpointHandler": "checkpoints",
+    "ClipParameters": "clips",
+    "EpochStart": "handlers",
+    "EvaluationReport": "metrics",
+    "FiniteLoss": "handlers",
+    "History": "handlers",
+    "InputError": "errors",
+    "LoadVolumed": "volumes",
+    "MRCReader": "mrc",
+    "MedMNISTEvaluator": "metrics",
+    "PredictionWriter": "handlers",
+    "Progress": "handlers",
+    "RandomClips": "clips",
+    "ResumableSampler": "datalists",
+    "VideoClassifier": "networks",
+    "accuracy": "metrics",
+    "auc": "metrics",
+    "balanced_accuracy": "metrics",
+    "initialise": "weights",
+    "list_volumes": "datalists",
+    "load_checkpoint": "checkpoints",
+    "load_datalist": "datalists",
+    "load_medmnist": "datalists",
+    "macro_f1": "metrics",
+    "read_mrc": "mrc",
+    "seed_everything": "handlers",
+    "show_errors_in_one_line": "errors",
+    "write_mrc": "mrc",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cryo_monai' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"cryo_monai.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,389 @@
+"""Folder per class, MONAI datalist JSON or MedMNIST3D npz -> checked training, validation and test lists.
+
+Every list holds items ``{"image": path or array, "label": int, "index": int, "path": str}``; ``index`` numbers the items
+of a list and seeds their augmentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.volumes import VOLUME_SUFFIXES, check_volume_file, is_volume_file
+
+SPLITS = ("training", "validation", "test")
+Item = dict[str, Any]
+Datalist = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def load_datalist(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    split: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    permissive: bool = False,
+) -> Datalist:
+    """Read a labelled data set and check everything that can be checked without reading voxels.
+
+    Parameters
+    ----------
+    dataset_dir : path
+        A MONAI datalist JSON (or a folder with ``dataset.json``) with ``training``, ``validation`` and ``test`` lists
+        and optional ``class_names``; paths in it are relative to the file. Or a folder with one sub-folder of volumes
+        per class, which is split here, stratified by class.
+    num_classes : int, optional
+        What the network expects; a different number of classes is an error.
+    split : sequence of float
+        Fractions of training, validation and test for data that come without a split.
+    seed : int
+        Seed of that split.
+    permissive : bool
+        Accept old MRC files; see `read_mrc`.
+
+    Returns
+    -------
+    dict
+        ``training``, ``validation``, ``test`` (lists of items) and ``class_names``.
+
+    Raises
+    ------
+    DatasetError
+        Every problem found, one line each: missing or unreadable files, unknown extensions, labels out of range,
+        classes that are empty or absent from a split, files in two splits, mixed box sizes.
+    InputError
+        When there is no data set at this place, or when its number of classes is not ``num_classes``.
+    """
+    source = Path(dataset_dir)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give the data with --dataset_dir")
+    datalist_file = source / "dataset.json" if source.is_dir() else source
+    if datalist_file.is_file():
+        lists, class_names = _read_json(datalist_file)
+        lists = _with_missing_splits(lists, class_names, split, seed, datalist_file)
+    else:
+        lists, class_names = _read_class_folders(source, split, seed)
+    if num_classes is not None and len(class_names) != num_classes:
+        raise InputError(
+            f"{source}: {len(class_names)} classes ({', '.join(class_names)}), but the network has {num_classes}; "
+            f"add --num_classes {len(class_names)}"
+        )
+    problems = _label_problems(lists, class_names) + _file_problems(lists, permissive)
+    if problems:
+        raise DatasetError(str(source), problems)
+    return {name: _numbered(lists[name]) for name in SPLITS} | {"class_names": list(class_names)}
+
+
+def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> list[Item]:
+    """List the volumes to classify: one file, all files below a folder, or all items of a datalist JSON.
+
+    Parameters
+    ----------
+    path : path
+        A volume, a folder searched recursively, or a JSON file holding a list of items or a datalist.
+    permissive : bool
+        Accept old MRC files; see `read_mrc`.
+
+    Returns
+    -------
+    list of dict
+        Items with ``image``, ``path`` and ``index``, sorted by path for folders, in file order for datalists.
+
+    Raises
+    ------
+    InputError, DatasetError
+        When nothing is there to classify, or naming every file that cannot be read.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; give the volumes with --dataset_dir")
+    if source.suffix == ".json":
+        content = _load_json(source)
+        items = content if isinstance(content, list) else [i for s in SPLITS for i in content.get(s, [])]
+        paths = [_image_path(item, source) for item in items]
+    elif source.is_dir():
+        paths = sorted(p for p in source.rglob("*") if p.is_file() and is_volume_file(p) and not _hidden(p, source))
+    else:
+        paths = [source]
+    if not paths:
+        raise InputError(f"{source}: no volumes ({', '.join(VOLUME_SUFFIXES)})")
+    items = [{"image": str(p), "path": str(p)} for p in paths]
+    problems = _file_problems({"inference": items}, permissive)
+    if problems:
+        raise DatasetError(str(source), problems)
+    return _numbered(items)
+
+
+def load_medmnist(
+    flag: str,
+    dataset_dir: str | os.PathLike[str],
+    *,
+    size: int = 28,
+    num_classes: int | None = None,
+    download: bool = False,
+) -> Datalist:
+    """Read a MedMNIST3D data set with its official splits.
+
+    Parameters
+    ----------
+    flag : str
+        One of the six 3-D flags of ``medmnist.INFO``, such as ``"organmnist3d"``.
+    dataset_dir : path
+        Folder with the official ``.npz`` file; created when downloading.
+    size : int
+        28 or 64, the edge of the volumes in voxels.
+    num_classes : int, optional
+        What the network expects; a different number of classes is an error.
+    download : bool
+        Fetch the file with medmnist when it is not there.
+
+    Returns
+    -------
+    dict
+        As `load_datalist`; ``image`` holds uint8 arrays `(z, y, x)`.
+
+    Raises
+    ------
+    InputError
+        For an unknown flag or size, a missing file (naming URL, md5 and where to put it), or a wrong md5, which is
+        compared for files already on disk too.
+    """
+    info = _medmnist_info(flag)
+    if size not in (28, 64):
+        raise InputError(f"medmnist size {size}: MedMNIST3D comes in 28 and 64")
+    suffix = "" if size == 28 else f"_{size}"
+    file = Path(dataset_dir) / f"{flag}{suffix}.npz"
+    url, md5 = info[f"url{suffix}"], info[f"MD5{suffix}"]
+    if not file.is_file() and download:
+        _download_medmnist(info["python_class"], file, size, url, md5)
+    if not file.is_file():
+        raise InputError(f"{file}: not there; download {url} (md5 {md5}) to that path, or add --download True")
+    found = _md5(file)
+    if found != md5:
+        raise InputError(f"{file}: md5 {found} is not the official {md5}; delete it and download {url} again")
+    class_names = [str(info["label"][key]) for key in sorted(info["label"], key=int)]
+    if num_classes is not None and len(class_names) != num_classes:
+        raise InputError(
+            f"{file}: {len(class_names)} classes, but the network has {num_classes}; "
+            f"add --num_classes {len(class_names)}"
+        )
+    with np.load(file, allow_pickle=False) as arrays:
+        lists = {
+            name: _medmnist_items(file, part, arrays[f"{part}_images"], arrays[f"{part}_labels"])
+            for name, part in zip(SPLITS, ("train", "val", "test"), strict=True)
+        }
+    return {name: _numbered(lists[name]) for name in SPLITS} | {"class_names": class_names}
+
+
+def _medmnist_info(flag: str) -> dict[str, Any]:
+    from medmnist import INFO  # imports torchvision: only when MedMNIST is used
+    from monai.utils import look_up_option
+
+    flags = [name for name in INFO if name.endswith("3d")]
+    try:
+        look_up_option(flag, flags)
+    except ValueError as error:
+        raise InputError(f"dataset_name: {flag!r} is not one of {', '.join(flags)}") from error
+    info: dict[str, Any] = INFO[flag]
+    return info
+
+
+def _download_medmnist(class_name: str, file: Path, size: int, url: str, md5: str) -> None:
+    import medmnist
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        getattr(medmnist, class_name)(split="train", root=str(file.parent), size=size, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{file}: download failed ({str(error).splitlines()[0]}); fetch {url} (md5 {md5}) and put it there"
+        ) from error
+
+
+def _medmnist_items(file: Path, part: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> list[Item]:
+    flat = labels.reshape(-1).astype(np.int64)
+    return [
+        {"image": image, "label": int(label), "path": f"{file.name}:{part}/{number}"}
+        for number, (image, label) in enumerate(zip(images, flat, strict=True))
+    ]
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+
+
+def _image_path(item: Any, file: Path) -> Path:
+    image = item.get("image") if isinstance(item, Mapping) else item
+    if not isinstance(image, str):
+        raise InputError(f"{file}: an item has no 'image' path: {item!r}")
+    return file.parent / image
+
+
+def _read_json(file: Path) -> tuple[dict[str, list[Item]], list[str]]:
+    content = _load_json(file)
+    if not isinstance(content, Mapping) or "training" not in content:
+        raise InputError(f"{file}: a datalist needs a 'training' list")
+    lists: dict[str, list[Item]] = {}
+    for name in SPLITS:
+        lists[name] = []
+        for item in content.get(name, []):
+            image = _image_path(item, file)
+            lists[name].append({"image": str(image), "label": item.get("label"), "path": str(image)})
+    labels = [i["label"] for items in lists.values() for i in items if isinstance(i["label"], int)]
+    class_names = content.get("class_names") or [f"class_{n}" for n in range(max(labels, default=-1) + 1)]
+    return lists, [str(name) for name in class_names]
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _read_class_folders(
+    source: Path, split: Sequence[float], seed: int
+) -> tuple[dict[str, list[Item]], list[str]]:
+    if not source.is_dir():
+        raise InputError(f"{source}: neither a folder per class nor a datalist JSON")
+    folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise InputError(f"{source}: needs a dataset.json or one folder of volumes per class (two at least)")
+    items: list[Item] = []
+    problems: list[str] = []
+    for label, folder in enumerate(folders):
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p, source))
+        volumes = [p for p in files if is_volume_file(p)]
+        problems += [
+            f"{p}: unknown extension; volumes end in {', '.join(VOLUME_SUFFIXES)}" for p in files if p not in volumes
+        ]
+        if not volumes:
+            problems.append(f"{folder}: class without volumes")
+        items += [{"image": str(p), "label": label, "path": str(p)} for p in volumes]
+    if problems:
+        raise DatasetError(str(source), problems)
+    class_names = [folder.name for folder in folders]
+    return stratified_split(items, class_names, split, seed, source=str(source)), class_names
+
+
+def _with_missing_splits(
+    lists: dict[str, list[Item]], class_names: Sequence[str], split: Sequence[float], seed: int, file: Path
+) -> dict[str, list[Item]]:
+    """Split the training list when a datalist brings neither validation nor test."""
+    if lists["validation"] and lists["test"]:
+        return lists
+    if lists["validation"] or lists["test"]:
+        raise InputError(f"{file}: give both 'validation' and 'test', or neither to have 'training' split")
+    problems = _label_problems({"training": lists["training"]}, class_names)
+    if problems:
+        raise DatasetError(str(file), problems)
+    return stratified_split(lists["training"], class_names, split, seed, source=str(file))
+
+
+def stratified_split(
+    items: Sequence[Item],
+    class_names: Sequence[str],
+    split: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    *,
+    source: str = "data set",
+) -> dict[str, list[Item]]:
+    """Split items into training, validation and test with the same fractions in every class.
+
+    Parameters
+    ----------
+    items : sequence of dict
+        With integer ``label`` and ``path``; the split depends on the set of paths, not on their order.
+    class_names : sequence of str
+        Names by label.
+    split : sequence of float
+        Three positive fractions; they are normalised to sum to one.
+    seed : int
+        Same seed, same split.
+    source : str
+        What to call the data in messages.
+
+    Raises
+    ------
+    InputError, DatasetError
+        For fractions that are not three positive numbers, or classes of fewer than three members.
+    """
+    if len(split) != 3 or min(split) <= 0:
+        raise InputError(f"split: {list(split)} must be three positive fractions")
+    fractions = np.asarray(split, dtype=float) / sum(split)
+    lists: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    problems = []
+    for label, class_name in enumerate(class_names):
+        members = sorted((i for i in items if i["label"] == label), key=lambda i: str(i["path"]))
+        if len(members) < 3:
+            problems.append(f"{class_name}: {len(members)} volumes are too few for training, validation and test")
+            continue
+        order = np.random.default_rng([seed, label]).permutation(len(members))
+        held_out = np.maximum(1, np.round(fractions[1:] * len(members)).astype(int))
+        held_out = np.minimum(held_out, (len(members) - 1) // 2)
+        train = len(members) - int(held_out.sum())
+        bounds = np.cumsum([0, train, *held_out])
+        for name, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
+            lists[name] += [members[n] for n in order[start:stop]]
+    if problems:
+        raise DatasetError(source, problems)
+    return lists
+
+
+def _label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[str]) -> list[str]:
+    problems = []
+    for name, items in lists.items():
+        for item in items:
+            label = item["label"]
+            if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(class_names):
+                problems.append(f"{item['path']}: label {label!r} is not an integer from 0 to {len(class_names) - 1}")
+        counts = Counter(item["label"] for item in items if isinstance(item["label"], int))
+        problems += [f"class {c!r} has no volume in {name}" for n, c in enumerate(class_names) if not counts[n]]
+    return problems
+
+
+def _file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list[str]:
+    problems = []
+    shapes: dict[tuple[int, int, int], str] = {}
+    seen: dict[str, str] = {}
+    for name, items in lists.items():
+        for item in items:
+            path = item["path"]
+            real = os.path.realpath(path)
+            if real in seen:
+                problems.append(f"{path}: listed twice (in {seen[real]} and in {name})")
+                continue
+            seen[real] = name
+            try:
+                shape = check_volume_file(path, permissive=permissive)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if shapes.setdefault(shape, path) == path and len(shapes) > 1:
+                first = next(iter(shapes.items()))
+                problems.append(f"{path}: box size {shape} differs from {first[0]} of {first[1]}")
+    return problems
+
+
+def _numbered(items: Sequence[Item]) -> list[Item]:
+    return [{**item, "index": number} for number, item in enumerate(items)]

@@ -1,0 +1,64 @@
+"""Errors that a user can act on: one line, naming the thing and the reason."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+
+class CryoMonaiError(Exception):
+    """A failure that is explained by its message alone; programs show it without a traceback."""
+
+
+class InputError(CryoMonaiError, ValueError):
+    """A file, an argument or a configuration that cannot be used."""
+
+
+class DatasetError(InputError):
+    """Everything that is wrong with a data set, one line per problem.
+
+    Parameters
+    ----------
+    source : str
+        The folder or file the problems were found in.
+    problems : sequence of str
+        One line each, naming the file and the reason.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        shown = "\n".join(f"  {problem}" for problem in self.problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(f"{source}: {len(self.problems)} {noun}\n{shown}")
+
+
+class DivergedError(CryoMonaiError, RuntimeError):
+    """Training met a loss that is not finite; the weights were left as they were before it."""
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """Return the message of the `CryoMonaiError` behind ``error``, following causes, or None."""
+    while error is not None:
+        if isinstance(error, CryoMonaiError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def show_errors_in_one_line() -> None:
+    """Install an exception hook that prints user errors without a traceback.
+
+    Bundles call this from their ``initialize`` list, so that ``python -m monai.bundle run`` answers a user's mistake
+    with one line on standard error; every other exception keeps its traceback.
+    """
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        message = user_message(error)
+        if message is None:
+            previous(kind, error, traceback)
+        else:
+            print(f"error: {message}", file=sys.stderr)
+
+    sys.excepthook = hook

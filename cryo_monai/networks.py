@@ -1,0 +1,203 @@
+"""`VideoClassifier`: single-channel volumes of any size -> class scores, through a video backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cryo_monai.backbones import build_backbone
+from cryo_monai.clips import resample_clips
+from cryo_monai.errors import InputError
+
+INTENSITIES = ("min_max", "z_score", "percentile")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def scale_intensity(volumes: Tensor, how: str, *, percentiles: tuple[float, float] = (0.5, 99.5)) -> Tensor:
+    """Scale each volume by its own intensities.
+
+    Parameters
+    ----------
+    volumes : Tensor
+        `(B, 1, z, y, x)`.
+    how : str
+        ``"min_max"`` to [0, 1]; ``"percentile"`` to [0, 1] between two percentiles, clipped; ``"z_score"`` to mean 0
+        and standard deviation 1. A volume of one value becomes zero.
+    percentiles : tuple of float
+        For ``"percentile"``.
+    """
+    flat = volumes.flatten(1).float()
+    if how == "z_score":
+        low, high = flat.mean(1), flat.mean(1) + flat.std(1)
+    elif how == "percentile":
+        ranks = [max(1, min(flat.shape[1], round(p / 100 * flat.shape[1]))) for p in percentiles]
+        low, high = (flat.kthvalue(rank, dim=1).values for rank in ranks)
+    else:
+        low, high = flat.amin(1), flat.amax(1)
+    span = high - low
+    span = torch.where(span > 0, span, torch.ones_like(span))
+    scaled = (flat - low[:, None]) / span[:, None]
+    if how == "percentile":
+        scaled = scaled.clamp(0, 1)
+    return scaled.view(volumes.shape)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions run in hardware: Ampere GPUs and later, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
+    return False
+
+
+class VideoClassifier(nn.Module):
+    """Classify volumes with a video network: depth is time, one grey channel stands for three equal ones.
+
+    Intensity scaling -> resampling to the clip size -> backbone -> head. The same steps run in training, where
+    ``matrices`` say which random clips to take, and everywhere else, where the whole volume is resized.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of class scores.
+    backbone : str
+        A key of `cryo_monai.backbones.BACKBONES`.
+    backbone_options : mapping, optional
+        For the backbone's builder.
+    clip_size : sequence of int
+        ``(depth, height, width)`` that the backbone sees.
+    intensity : str
+        See `scale_intensity`.
+    mean, std : float
+        Scalars subtracted and divided by after scaling. They are one number for all three channels, which keeps the
+        channel folding exact at zero-padded borders.
+    precision : str
+        ``"bfloat16"`` runs the backbone under autocast, ``"float32"`` does not, ``"auto"`` chooses bfloat16 where the
+        hardware has it. Parameters, head and scores stay float32.
+    channels_last : bool
+        Keep feature maps in memory format ``channels_last_3d``, which is faster on CPU and GPU.
+    dropout : float
+        Before the last layer.
+
+    Raises
+    ------
+    InputError
+        When an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet34",
+        backbone_options: Mapping[str, Any] | None = None,
+        clip_size: Sequence[int] = (32, 128, 128),
+        intensity: str = "min_max",
+        mean: float = 0.0,
+        std: float = 1.0,
+        precision: str = "auto",
+        channels_last: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InputError(f"num_classes: {num_classes} must be 2 or more")
+        if len(clip_size) != 3 or min(clip_size) < 8:
+            raise InputError(f"clip_size: {list(clip_size)} must be three numbers of 8 or more")
+        if intensity not in INTENSITIES:
+            raise InputError(f"intensity: {intensity!r} is not one of {', '.join(INTENSITIES)}")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+        self.backbone_name = backbone
+        self.backbone_options = dict(backbone_options or {})
+        self.clip_size = tuple(int(size) for size in clip_size)
+        self.intensity = intensity
+        self.mean = mean
+        self.std = std
+        self.precision = precision
+        self.class_names = [f"class_{number}" for number in range(num_classes)]
+        self.backbone, num_features = build_backbone(backbone, **self.backbone_options)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class scores."""
+        return len(self.class_names)
+
+    def set_class_names(self, class_names: Sequence[str]) -> None:
+        """Name the classes; the names are saved with the weights.
+
+        Raises
+        ------
+        InputError
+            When there are not as many names as classes.
+        """
+        if len(class_names) != self.num_classes:
+            raise InputError(f"class_names: {len(class_names)} names for {self.num_classes} classes")
+        self.class_names = [str(name) for name in class_names]
+
+    def make_clips(self, volumes: Tensor, matrices: Tensor | None = None) -> Tensor:
+        """Return what the backbone sees: `(B, 1, depth, height, width)`, standing for three equal channels."""
+        clips = resample_clips(scale_intensity(volumes, self.intensity), self.clip_size, matrices)
+        return (clips - self.mean) / self.std
+
+    def extract_features(self, clips: Tensor) -> Tensor:
+        """Return pooled features `(B, F)`, float32, of clips made by `make_clips`."""
+        clips = clips.contiguous(memory_format=self.memory_format)
+        device = clips.device
+        lower = self.precision == "bfloat16" or (self.precision == "auto" and has_fast_bfloat16(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower):
+            features: Tensor = self.backbone(clips)
+        return features.float()
+
+    def forward(self, volumes: Tensor, matrices: Tensor | None = None) -> Tensor:
+        """Score volumes.
+
+        Parameters
+        ----------
+        volumes : Tensor
+            `(B, 1, z, y, x)`, any intensity range, any size.
+        matrices : Tensor, optional
+            `(B, 3, 4)` of random clips, see `RandomClips`.
+
+        Returns
+        -------
+        Tensor
+            Scores before softmax, `(B, num_classes)`.
+        """
+        scores: Tensor = self.head(self.extract_features(self.make_clips(volumes, matrices)))
+        return scores
+
+    def description(self) -> dict[str, Any]:
+        """Everything that must agree before weights are exchanged, and the class names."""
+        return {
+            "backbone": self.backbone_name,
+            "backbone_options": self.backbone_options,
+            "clip_size": list(self.clip_size),
+            "intensity": self.intensity,
+            "mean": self.mean,
+            "std": self.std,
+            "class_names": self.class_names,
+        }
+
+    def get_extra_state(self) -> Tensor:
+        """Return the description as UTF-8 bytes of JSON: a tensor, so that every tool that saves weights keeps it."""
+        return torch.tensor(list(json.dumps(self.description()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the class names from a saved description."""
+        self.set_class_names(read_description(state)["class_names"])
+
+
+def read_description(state: Tensor) -> dict[str, Any]:
+    """Decode what `VideoClassifier.get_extra_state` made."""
+    description: dict[str, Any] = json.loads(bytes(state.tolist()).decode())
+    return description
