@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -174,7 +173,28 @@ def look_up_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-class ReplicatedChannelConv3d(nn.Conv3d):
+class SmallMapConv3d(nn.Conv3d):
+    """A convolution that pads maps smaller than its kernel explicitly when it runs on a CPU.
+
+    oneDNN's bfloat16 kernel for AVX512-BF16 without AMX (seen: v3.13.3, ``jit_bf16:avx512_core_bf16``) reads memory it
+    never wrote when it computes weight gradients of such maps with implicit padding: gradients become NaN, or merely
+    wrong. The paper's network meets this in its last stage, whose maps are 2 x 4 x 4. Padding them is exact and cheap.
+    """
+
+    def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
+        small = any(size <= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
+        if not small or input.device.type != "cpu" or isinstance(self.padding, str):
+            return self._conv_forward(input, weight, self.bias)
+        depth, height, width = self.padding
+        padded = F.pad(input, (width, width, height, height, depth, depth))
+        return F.conv3d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map `(B, in_channels, D, H, W)` to `(B, out_channels, ...)`."""
+        return self._convolve(input, self.weight)
+
+
+class ReplicatedChannelConv3d(SmallMapConv3d):
     """A convolution over three channels, fed one channel that stands for all three.
 
     Convolving three equal channels equals convolving one with the sum of the kernels over input channels: a third of
@@ -183,7 +203,7 @@ class ReplicatedChannelConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(B, 1, D, H, W)` to `(B, out_channels, ...)`."""
-        return self._conv_forward(input, self.weight.sum(dim=1, keepdim=True), self.bias)
+        return self._convolve(input, self.weight.sum(dim=1, keepdim=True))
 
 
 def fold_channel_replication(module: nn.Module, stem: str) -> None:
@@ -201,23 +221,10 @@ def fold_channel_replication(module: nn.Module, stem: str) -> None:
     InputError
         When that layer is not a convolution over three channels with zero padding.
     """
-    parent_name, _, name = stem.rpartition(".")
-    parent = module.get_submodule(parent_name)
-    conv = getattr(parent, name)
-    if type(conv) is not nn.Conv3d or conv.in_channels != 3 or conv.groups != 1 or conv.padding_mode != "zeros":
+    conv = module.get_submodule(stem)
+    if not isinstance(conv, nn.Conv3d) or conv.in_channels != 3 or conv.groups != 1 or conv.padding_mode != "zeros":
         raise InputError(f"stem {stem}: {conv} is not a plain convolution over three channels")
-    folded = ReplicatedChannelConv3d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        dilation=conv.dilation,  # type: ignore[arg-type]
-        bias=conv.bias is not None,
-        device=torch.device("meta"),
-    )
-    folded.weight, folded.bias = conv.weight, conv.bias
-    setattr(parent, name, folded)
+    conv.__class__ = ReplicatedChannelConv3d
 
 
 def build_backbone(name: str, **options: Any) -> tuple[nn.Module, int]:
@@ -245,5 +252,8 @@ def build_backbone(name: str, **options: Any) -> tuple[nn.Module, int]:
         module = record.build(**{**record.arguments, **options})
     except TypeError as error:
         raise InputError(f"backbone {name}: {error}") from error
+    for layer in module.modules():
+        if type(layer) is nn.Conv3d and layer.padding_mode == "zeros":
+            layer.__class__ = SmallMapConv3d
     fold_channel_replication(module, record.stem)
     return module, int(module.num_features)  # type: ignore[arg-type]

@@ -262,7 +262,7 @@ def read_mrc(
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if header.volumes > 1:
         stored = stored[volume]
-    data = np.ascontiguousarray(np.transpose(stored, header.axes), dtype=np.float32)
+    data = np.array(np.transpose(stored, header.axes), dtype=np.float32, order="C")
     return MRCVolume(data=data, voxel_size=header.voxel_size, origin=header.origin)
 
 

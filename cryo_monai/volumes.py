@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from monai.config import KeysCollection
 from monai.data import CacheDataset
 from monai.transforms import MapTransform
 from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.mrc import MRC_SUFFIXES, read_mrc, read_mrc_header
@@ -112,7 +114,7 @@ def read_volume(path: str | os.PathLike[str], *, permissive: bool = False) -> np
         array = stored if isinstance(stored, np.ndarray) else np.transpose(np.asanyarray(stored))
         if array.dtype.kind not in "fiub":
             raise InputError(f"{path}: data type {array.dtype} is not a real number")
-        return np.ascontiguousarray(array, dtype=np.float32).reshape(shape)
+        return np.array(array, dtype=np.float32, order="C").reshape(shape)
     except (OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -264,3 +266,32 @@ class CachedVolumes(CacheDataset):
             ]
         if problems:
             raise DatasetError("data set", problems)
+
+
+class ResumableSampler(DistributedSampler[Any]):
+    """Random order that depends on (seed, epoch) alone, and can start in the middle of an epoch.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What is sampled.
+    seed : int
+        Same seed, same orders. MONAI's engines set the epoch.
+    num_replicas, rank : int
+        For data-parallel training: each rank takes its share of one order.
+
+    Attributes
+    ----------
+    skip : int
+        How many samples the next iteration leaves out at its start; it returns to 0.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
+        # torch adds the epoch to the seed: a stride keeps the epochs of neighbouring seeds apart.
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed * 100_003)
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(super().__iter__())[self.skip :]
+        self.skip = 0
+        return iter(order)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cryo_monai.datalists import stratified_split
 from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_text
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.microscope import ctf_3d, missing_wedge_mask
 from cryo_monai.simulation.structures import Assembly, assemblies_by_name, render_density
@@ -265,7 +266,7 @@ def write_dataset(
         **lists,
     }
     target = folder / "dataset.json"
-    _write_json(target, content)
+    atomic_write_text(target, json.dumps(content, indent=1) + "\n")
     return target
 
 
@@ -280,11 +281,7 @@ def _claim(folder: Path, recipe: dict[str, Any]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty and not a simulation; choose another --output_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(note, wanted)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+    atomic_write_text(note, json.dumps(wanted, indent=1) + "\n")
 
 
 def _write_class(
@@ -315,11 +312,5 @@ def _write_class(
         truths += batch.truth
         if progress:
             progress(len(numbers))
-    _write_json(record, truths)
+    atomic_write_text(record, json.dumps(truths, indent=1) + "\n")
     return truths
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)

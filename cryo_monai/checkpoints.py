@@ -1,0 +1,272 @@
+"""Checkpoints that survive a crash, and training that goes on exactly where it stopped.
+
+A file is written beside its target, synced, and moved over it; the checkpoint before it is kept, and used when the
+newest is damaged. ``last.pt`` holds everything that decides the next step; ``model.pt`` the weights of the best
+validation epoch as a plain state dict, class names included.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import TEMPORARY, atomic_save
+from cryo_monai.handlers import History
+from cryo_monai.networks import VideoClassifier, read_description
+from cryo_monai.volumes import ResumableSampler
+from cryo_monai.weights import load_tensors
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; run again with resume
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+logger = logging.getLogger(__name__)
+
+
+def load_verified(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint after comparing every record with its checksum.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{file}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise InputError(f"{file}: not a whole checkpoint ({error})") from error
+    if damaged is not None:
+        raise InputError(f"{file}: damaged (checksum of {damaged})")
+    return load_tensors(file)
+
+
+def load_checkpoint(network: VideoClassifier, path: str | os.PathLike[str]) -> VideoClassifier:
+    """Load trained weights, with the names of the classes, into a network of the same make.
+
+    Parameters
+    ----------
+    network : VideoClassifier
+        Changed in place.
+    path : path
+        ``model.pt`` or ``last.pt``.
+
+    Raises
+    ------
+    InputError
+        One line naming the file when it is missing or damaged, or was trained with another backbone, clip size,
+        intensity scaling or number of classes.
+    """
+    content = load_verified(path)
+    weights = content.get("network", content)
+    if "_extra_state" not in weights:
+        raise InputError(f"{path}: not a checkpoint of VideoClassifier (no class names in it)")
+    saved, wanted = read_description(weights["_extra_state"]), network.description()
+    names = saved.pop("class_names")
+    if len(names) != network.num_classes:
+        raise InputError(
+            f"{path}: has {len(names)} classes ({', '.join(names)}), but the network has {network.num_classes}; "
+            f"add --num_classes {len(names)}"
+        )
+    different = [f"{key} {saved[key]} (network: {wanted[key]})" for key in saved if saved[key] != wanted.get(key)]
+    if different:
+        raise InputError(f"{path}: was trained with {', '.join(different)}; add the overlays it was trained with")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path}: does not fit the network ({' '.join(str(error).split())[:300]})") from error
+    logger.info("%s: %d tensors, classes %s", path, len(weights) - 1, ", ".join(names))
+    return network
+
+
+class CheckpointHandler:
+    """Trainer handler: save after every epoch and on a signal, resume exactly.
+
+    Put it last among the handlers, so that what it saves includes what the others did at the end of the epoch.
+
+    Parameters
+    ----------
+    ckpt_dir : path
+        Folder of ``last.pt``, ``previous.pt`` and ``model.pt``.
+    network : VideoClassifier
+        The network being trained; ``class_names`` are set on it.
+    optimizer, scheduler : object
+        With ``state_dict`` and ``load_state_dict``.
+    history : History
+        Knows which epoch was best.
+    sampler : ResumableSampler
+        Skips what an interrupted epoch has seen.
+    batch_size : int
+        To count it.
+    class_names : sequence of str
+        Saved with the weights.
+    resume : bool
+        Go on from ``last.pt`` when there is one.
+    recipe : mapping, optional
+        Plain values that must not change between a run and its continuation.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        *,
+        network: VideoClassifier,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        history: History,
+        sampler: ResumableSampler,
+        batch_size: int,
+        class_names: Sequence[str],
+        resume: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(ckpt_dir)
+        self.network = network
+        self.parts: dict[str, nn.Module | torch.optim.Optimizer | Any] = {
+            "network": network,
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "history": history,
+        }
+        self.history = history
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.class_names = list(class_names)
+        self.resume = resume
+        self.recipe = dict(recipe or {})
+        self.signal: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
+        self._random_state: torch.Tensor | None = None
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before it."""
+        return self.folder / "previous.pt"
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._restore_random_state)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_on_signal)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._reraise)
+
+    def _start(self, engine: Engine) -> None:
+        self.network.set_class_names(self.class_names)
+        for leftover in self.folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        if self.resume:
+            self._resume(engine)
+        elif self.last.exists():
+            kept = self.folder / "superseded.pt"
+            os.replace(self.last, kept)
+            self.previous.unlink(missing_ok=True)
+            logger.warning("%s: an earlier run was here; its last state is kept as %s", self.folder, kept.name)
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        # A second signal ends the process at once.
+        self._restore_signal_handlers()
+        logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
+
+    def _restore_signal_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}
+
+    def _read_newest(self) -> dict[str, Any] | None:
+        for file in (self.last, self.previous):
+            try:
+                if file.exists():
+                    return load_verified(file)
+            except InputError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        if self.last.exists():
+            raise InputError(f"{self.last}: damaged, and there is no good one before it; start without --resume")
+        return None
+
+    def _resume(self, engine: Engine) -> None:
+        state = self._read_newest()
+        if state is None:
+            logger.info("%s: nothing to resume, starting anew", self.folder)
+            return
+        old, new = state["recipe"], self.recipe
+        changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in new | old if old.get(key) != new.get(key)]
+        if changed:
+            raise InputError(f"{self.last}: cannot resume with another recipe ({'; '.join(changed)})")
+        if state["epoch_length"] != engine.state.epoch_length:
+            raise InputError(
+                f"{self.last}: was trained with {state['epoch_length']} batches an epoch, "
+                f"the data now give {engine.state.epoch_length}"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        engine.state.iteration = state["iteration"]
+        engine.state.epoch = state["iteration"] // engine.state.epoch_length
+        done = state["iteration"] % engine.state.epoch_length
+        self.sampler.skip = done * self.batch_size
+        self._random_state = state["random_state"] if done else None
+        logger.info("%s: resuming after epoch %d, iteration %d", self.last, engine.state.epoch, state["iteration"])
+
+    def _restore_random_state(self, engine: Engine) -> None:
+        """Mid-epoch, go on with the random numbers of dropout; every epoch else starts from its own seed."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()} | {
+            "iteration": engine.state.iteration,
+            "epoch_length": engine.state.epoch_length,
+            "random_state": torch.get_rng_state(),
+            "recipe": self.recipe,
+        }
+
+    def _stop(self, engine: Engine) -> None:
+        name = signal.Signals(self.signal or 0).name
+        logger.warning("%s: saved %s; go on with --resume True", name, self.last)
+        raise SystemExit(EXIT_CODE)
+
+    def _stop_on_signal(self, engine: Engine) -> None:
+        # At the end of an epoch, validation and the learning rate come first: see _save_epoch.
+        if self.signal is not None and engine.state.iteration % engine.state.epoch_length:
+            atomic_save(self._state(engine), self.last, keep=self.previous)
+            self._stop(engine)
+
+    def _save_epoch(self, engine: Engine) -> None:
+        atomic_save(self._state(engine), self.last, keep=self.previous)
+        if self.history.best_epoch == engine.state.epoch:
+            atomic_save(self.network.state_dict(), self.folder / "model.pt")
+        if self.signal is not None:
+            self._stop(engine)
+
+    def _finish(self, engine: Engine) -> None:
+        self._restore_signal_handlers()
+        if self.history.best_epoch is None:  # no validation was asked for
+            atomic_save(self.network.state_dict(), self.folder / "model.pt")
+
+    def _reraise(self, engine: Engine, error: BaseException) -> None:
+        self._restore_signal_handlers()
+        raise error

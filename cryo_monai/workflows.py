@@ -1,0 +1,124 @@
+"""A bundle, overlays and overrides -> a MONAI ``ConfigWorkflow`` whose every id exists."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from cryo_monai.errors import InputError
+
+# What each kind of workflow reads from a bundle's configs folder, later files winning.
+FILES = {"train": ("train.json",), "evaluate": ("train.json", "evaluate.json"), "inference": ("inference.json",)}
+WORKFLOW_TYPES = {"train": "train", "evaluate": "train", "inference": "inference"}
+
+
+def load_workflow(
+    bundle: str | os.PathLike[str],
+    kind: str,
+    *,
+    overlays: Sequence[str | os.PathLike[str]] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> ConfigWorkflow:
+    """Compose a bundle's configuration and refuse what it does not know.
+
+    Parameters
+    ----------
+    bundle : path
+        Folder with ``configs/``.
+    kind : str
+        ``"train"``, ``"evaluate"`` or ``"inference"``.
+    overlays : sequence of path
+        JSON files whose ids replace the bundle's; ids that only another workflow of the bundle has are passed over.
+    overrides : mapping, optional
+        Ids such as ``"train#trainer#max_epochs"`` to values; text is read as JSON where the configured value is not
+        text.
+
+    Returns
+    -------
+    ConfigWorkflow
+        Not yet initialised.
+
+    Raises
+    ------
+    InputError
+        For missing or broken files, and for ids that the bundle does not have, with the nearest that it has.
+    """
+    configs = Path(bundle) / "configs"
+    files = [configs / name for name in FILES[kind]]
+    missing = [str(file) for file in (*files, *map(Path, overlays)) if not Path(file).is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file; name a bundle folder and overlay files")
+    parser = _parse(files)
+    known = {name: _parse([configs / part for part in parts]) for name, parts in FILES.items()}
+    for overlay in overlays:
+        for identifier in _identifiers(_parse([Path(overlay)]).get()):
+            if not any(identifier in other for other in known.values()):
+                raise InputError(f"{overlay}: {_unknown(identifier, known.values())}")
+    typed = {}
+    for identifier, value in (overrides or {}).items():
+        if identifier not in parser:
+            raise InputError(f"--{_unknown(identifier, [parser])}")
+        typed[identifier] = _typed(value, parser[identifier])
+    typed.setdefault("bundle_root", str(bundle))
+    return ConfigWorkflow(
+        workflow_type=WORKFLOW_TYPES[kind],
+        config_file=[str(file) for file in (*files, *overlays)],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=str(configs / "logging.conf"),
+        **typed,
+    )
+
+
+def run_workflow(workflow: ConfigWorkflow) -> None:
+    """Initialise, run and finalise."""
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _parse(files: Sequence[Path]) -> ConfigParser:
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(file) for file in files])
+    except (ValueError, OSError) as error:
+        raise InputError(f"{files[-1]}: not readable as JSON ({str(error).splitlines()[0]})") from error
+    return parser
+
+
+def _identifiers(config: Mapping[str, Any]) -> Iterator[str]:
+    """Top-level keys of an overlay; ``a#b`` names a nested id."""
+    return (key for key in config if not key.startswith("_"))
+
+
+def _unknown(identifier: str, parsers: Any) -> str:
+    names = sorted({name for parser in parsers for name in _flatten(parser.get())})
+    near = get_close_matches(identifier, names, n=1)
+    return f"{identifier}: no such id in this bundle" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if not key.startswith("_"):
+                yield f"{prefix}{key}"
+                yield from _flatten(value, f"{prefix}{key}#")
+
+
+def _typed(value: Any, configured: Any) -> Any:
+    """Read text from the command line as the type that the configuration has there."""
+    if not isinstance(value, str) or value.startswith(("$", "@", "%")):
+        return value
+    if isinstance(configured, str) and not configured.startswith(("$", "@", "%")):
+        return value
+    if value in ("True", "False", "None"):
+        return {"True": True, "False": False, "None": None}[value]
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
