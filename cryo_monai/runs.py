@@ -1,0 +1,153 @@
+"""A run folder: what was trained, with which configuration, and what can be done with it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_text
+from cryo_monai.workflows import load_workflow, run_workflow
+
+Paths = Sequence[str | os.PathLike[str]]
+
+
+def train_bundle(
+    bundle: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    overlays: Paths = (),
+    resume: bool = False,
+    ids: Mapping[str, Any] | None = None,
+) -> None:
+    """Train a bundle into a run folder and note there how, for `evaluate_run` and `classify_with_run`.
+
+    Parameters
+    ----------
+    bundle : path
+        Bundle folder.
+    output_dir : path
+        Run folder; checkpoints go to ``models/`` in it.
+    overlays : sequence of path
+        See `load_workflow`.
+    resume : bool
+        Go on with the run in this folder.
+    ids : mapping, optional
+        Overrides; see `load_workflow`.
+
+    Raises
+    ------
+    CryoMonaiError
+        One line for anything the user can mend.
+    """
+    folder = Path(output_dir)
+    overrides = {**(ids or {}), **_locations(folder), "resume": resume}
+    workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
+    record = {
+        "bundle": str(Path(bundle).resolve()),
+        "overlays": [str(Path(overlay).resolve()) for overlay in overlays],
+        "ids": dict(ids or {}),
+        "command": sys.argv,
+    }
+    atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
+    run_workflow(workflow)
+
+
+def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Score the test split of a run's data with its best checkpoint.
+
+    Returns
+    -------
+    dict
+        The content of ``evaluation.json``.
+
+    Raises
+    ------
+    CryoMonaiError
+        When the folder is not a finished run, or for unknown ids.
+    """
+    folder, record = _read_run(run_dir)
+    overrides = {**record["ids"], **(ids or {}), **_locations(folder)}
+    run_workflow(load_workflow(record["bundle"], "evaluate", overlays=record["overlays"], overrides=overrides))
+    return _read_json(folder / "evaluation.json")
+
+
+def classify_with_run(
+    run_dir: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    ids: Mapping[str, Any] | None = None,
+) -> Path:
+    """Classify a volume, a folder or a datalist with a run's best checkpoint.
+
+    Returns
+    -------
+    Path
+        The CSV that was written.
+
+    Raises
+    ------
+    CryoMonaiError
+        When the folder is not a finished run, for unknown ids, or naming every volume that cannot be read.
+    """
+    folder, record = _read_run(run_dir)
+    target = folder / "predictions.csv" if output is None else Path(output)
+    # Of the training's ids, those that inference has too describe the network.
+    kept = {name: record["ids"][name] for name in record["ids"] if name in _inference_ids(record["bundle"])}
+    overrides = {**kept, **(ids or {}), **_locations(folder), "dataset_dir": str(data), "output_file": str(target)}
+    run_workflow(load_workflow(record["bundle"], "inference", overlays=record["overlays"], overrides=overrides))
+    return target
+
+
+def summarise(run_dir: str | os.PathLike[str]) -> str:
+    """Describe an evaluated run in a few lines."""
+    folder, _ = _read_run(run_dir)
+    numbers = _read_json(folder / "evaluation.json")
+    chance = numbers["chance"]
+    auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
+    lines = [
+        f"test split: {numbers['num_volumes']} volumes, {len(numbers['per_class'])} classes",
+        f"accuracy    {numbers['accuracy']:.3f}   (most frequent class: {chance['accuracy']:.3f})",
+        f"AUC         {auc}   (chance: {chance['auc']:.3f})",
+        f"balanced accuracy {numbers['balanced_accuracy']:.3f}, macro F1 {numbers['macro_f1']:.3f}",
+        "files:",
+    ]
+    names = {
+        "models/model.pt": "best weights, with class names",
+        "metrics.csv": "one row per epoch; metrics.json with the environment",
+        "evaluation.json": "every test number",
+        "confusion_matrix.csv": "rows are true classes",
+        "test_predictions.csv": "probabilities on the test split",
+        "predictions.csv": "path, class name, probabilities",
+        "tensorboard": "tensorboard --logdir",
+    }
+    lines += [f"  {folder / name}  {text}" for name, text in names.items() if (folder / name).exists()]
+    return "\n".join(lines)
+
+
+def _locations(folder: Path) -> dict[str, str]:
+    return {"output_dir": str(folder), "ckpt_dir": str(folder / "models")}
+
+
+def _inference_ids(bundle: str) -> set[str]:
+    return set(_read_json(Path(bundle) / "configs" / "inference.json"))
+
+
+def _read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    folder = Path(run_dir)
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{folder}: not a run folder (no run.json); give the output_dir of `cryo-monai train`")
+    return folder, _read_json(folder / "run.json")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable ({error})") from error
+    return content
