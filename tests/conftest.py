@@ -1,0 +1,54 @@
+"""Fixtures: a tiny simulated data set, a tiny network, and the shared data when it is there."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cryo_monai.simulation import SimulationSettings, write_dataset
+
+ROOT = Path(__file__).parents[1]
+BUNDLES = ROOT / "bundles"
+CONFIGS = ROOT / "configs"
+SUBTOMOGRAMS = BUNDLES / "subtomogram_classification"
+MEDMNIST = BUNDLES / "medmnist3d_classification"
+
+# A network and schedule of seconds.
+TINY = {
+    "backbone": "resnet18",
+    "backbone_options": {"widths": [4, 8, 16, 32]},
+    "clip_size": [16, 16, 16],
+    "batch_size": 8,
+    "max_epochs": 2,
+    "lr": 0.01,
+    "lr_milestones": [1],
+    "progress": False,
+}
+TINY_INFERENCE = {key: TINY[key] for key in ("backbone", "backbone_options", "clip_size", "batch_size")}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real inputs outside the project; tests that want them are skipped without."""
+    folder = os.environ.get("CRYO_MONAI_DATA")
+    if not folder:
+        pytest.skip("CRYO_MONAI_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of ten volumes of 16 x 16 x 16."""
+    folder = tmp_path_factory.mktemp("simulated") / "data"
+    settings = SimulationSettings(box=16, voxel_size=20.0, resolution=40.0, snr=2.0, max_shift=1.0)
+    write_dataset(folder, settings, num_per_class=10, classes=("c2_64kda", "c7_400kda", "o_440kda"))
+    return folder
+
+
+@pytest.fixture
+def tiny_overlay(tmp_path: Path) -> Path:
+    """Overlay that makes either bundle tiny."""
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(TINY))
+    return file
