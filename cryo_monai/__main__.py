@@ -218,12 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        from cryo_monai.errors import user_message
+        from cryo_monai.errors import user_error
 
-        message = user_message(error)
-        if message is None:
+        cause = user_error(error)
+        if cause is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {cause}", file=sys.stderr)
         return 1
     return 0
 

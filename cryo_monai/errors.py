@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -37,13 +38,25 @@ class DivergedError(CryoMonaiError, RuntimeError):
     """Training met a loss that is not finite; the weights were left as they were before it."""
 
 
-def user_message(error: BaseException | None) -> str | None:
-    """Return the message of the `CryoMonaiError` behind ``error``, following causes, or None."""
+def user_error(error: BaseException | None) -> CryoMonaiError | None:
+    """Return the `CryoMonaiError` behind ``error``, following causes, or None."""
     while error is not None:
         if isinstance(error, CryoMonaiError):
-            return str(error)
+            return error
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def unwrapped_errors() -> Iterator[None]:
+    """Raise the `CryoMonaiError` behind what MONAI makes of it (a RuntimeError naming the configuration item)."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = user_error(error)
+        if cause is None or cause is error:
+            raise
+        raise cause from error
 
 
 def show_errors_in_one_line() -> None:
@@ -55,10 +68,10 @@ def show_errors_in_one_line() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = user_message(error)
-        if message is None:
+        cause = user_error(error)
+        if cause is None:
             previous(kind, error, traceback)
         else:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = hook

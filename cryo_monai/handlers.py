@@ -255,8 +255,9 @@ class Progress:
             tqdm.write(f"epoch {row['epoch']}/{engine.state.max_epochs}: " + ", ".join(shown))
 
     def _close(self, engine: Engine) -> None:
-        self._bar.close()
-        self._bar = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 class PredictionWriter:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.errors import DatasetError, InputError, user_error
 from cryo_monai.mrc import MRC_SUFFIXES, read_mrc, read_mrc_header
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -223,6 +223,9 @@ class CachedVolumes(CacheDataset):
         Items with ``image`` and ``path``.
     transform : transform
         Deterministic preprocessing; see `LoadVolumed`.
+    also_check : sequence of dict
+        Items of the other splits: read and checked with these, so that a bad test volume is known before training, but
+        not kept.
     num_workers : int
         Threads that read files.
     progress : bool
@@ -231,38 +234,49 @@ class CachedVolumes(CacheDataset):
     Raises
     ------
     DatasetError
-        Naming each file that cannot be used, or the box sizes found when there is more than one.
+        Naming each file that cannot be used, and each whose box size differs from the others'.
     """
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], transform: Any, *, num_workers: int = 2, progress: bool = True
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Any,
+        *,
+        also_check: Sequence[dict[str, Any]] = (),
+        num_workers: int = 2,
+        progress: bool = True,
     ) -> None:
+        self._kept = len(data)
         self._problems: dict[int, str] = {}
-        super().__init__(data=data, transform=transform, num_workers=num_workers, progress=progress)
-        self._report_problems(data)
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        every = [*data, *also_check]
+        super().__init__(data=every, transform=transform, num_workers=num_workers, progress=progress)
+        self._report_problems(every)
+        del self.data[self._kept :], self._cache[self._kept :]
+        self.cache_num = self._kept
 
     def _load_cache_item(self, idx: int) -> Any:
         try:
-            return super()._load_cache_item(idx)
+            item = super()._load_cache_item(idx)
         except (InputError, RuntimeError) as error:
             # MONAI wraps what a transform raises in a RuntimeError.
-            cause = error if isinstance(error, InputError) else error.__cause__
-            if not isinstance(cause, InputError):
+            cause = user_error(error)
+            if cause is None:
                 raise
             self._problems[idx] = str(cause)
             return None
+        self._shapes[idx] = tuple(item["image"].shape[1:])
+        return item if idx < self._kept else None
 
     def _report_problems(self, data: Sequence[dict[str, Any]]) -> None:
         problems = [self._problems[index] for index in sorted(self._problems)]
-        images = {i: item["image"] for i, item in enumerate(self._cache) if item is not None}
-        shapes = Counter(tuple(image.shape[1:]) for image in images.values())
-        if len(shapes) > 1:
-            usual = shapes.most_common(1)[0][0]
-            odd = [i for i, image in images.items() if tuple(image.shape[1:]) != usual]
+        counts = Counter(self._shapes.values())
+        if len(counts) > 1:
+            usual, number = counts.most_common(1)[0]
             problems += [
-                f"{data[i]['path']}: box size {tuple(images[i].shape[1:])} differs from the {shapes[usual]} volumes "
-                f"of {usual}"
-                for i in odd
+                f"{data[index]['path']}: box size {shape} differs from the {number} volumes of {usual}"
+                for index, shape in sorted(self._shapes.items())
+                if shape != usual
             ]
         if problems:
             raise DatasetError("data set", problems)

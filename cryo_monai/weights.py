@@ -59,8 +59,9 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{file}: holds more than tensors and plain values; refused") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # whatever the unpickler makes of bytes that are no checkpoint
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{file}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: a checkpoint must be a dictionary, not {type(content).__name__}")
     return content

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from cryo_monai.errors import InputError
+from cryo_monai.errors import InputError, unwrapped_errors
 
 # What each kind of workflow reads from a bundle's configs folder, later files winning.
 FILES = {"train": ("train.json",), "evaluate": ("train.json", "evaluate.json"), "inference": ("inference.json",)}
@@ -57,7 +57,7 @@ def load_workflow(
     parser = _parse(files)
     known = {name: _parse([configs / part for part in parts]) for name, parts in FILES.items()}
     for overlay in overlays:
-        for identifier in _identifiers(_parse([Path(overlay)]).get()):
+        for identifier in _identifiers(Path(overlay)):
             if not any(identifier in other for other in known.values()):
                 raise InputError(f"{overlay}: {_unknown(identifier, known.values())}")
     typed = {}
@@ -76,10 +76,11 @@ def load_workflow(
 
 
 def run_workflow(workflow: ConfigWorkflow) -> None:
-    """Initialise, run and finalise."""
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    """Initialise, run and finalise; errors of this package come out as they were raised."""
+    with unwrapped_errors():
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
 
 
 def _parse(files: Sequence[Path]) -> ConfigParser:
@@ -91,9 +92,15 @@ def _parse(files: Sequence[Path]) -> ConfigParser:
     return parser
 
 
-def _identifiers(config: Mapping[str, Any]) -> Iterator[str]:
-    """Top-level keys of an overlay; ``a#b`` names a nested id."""
-    return (key for key in config if not key.startswith("_"))
+def _identifiers(overlay: Path) -> list[str]:
+    """Return the ids that an overlay sets; ``a#b`` names a nested one."""
+    try:
+        content = json.loads(overlay.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{overlay}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{overlay}: an overlay must be a JSON object of ids")
+    return [key for key in content if not key.startswith("_")]
 
 
 def _unknown(identifier: str, parsers: Any) -> str:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigWorkflow
 
 from cryo_monai.simulation import SimulationSettings, write_dataset
+from cryo_monai.workflows import load_workflow
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = ROOT / "bundles"
@@ -52,3 +55,17 @@ def tiny_overlay(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.json"
     file.write_text(json.dumps(TINY))
     return file
+
+
+@pytest.fixture(autouse=True)
+def _restore_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles install an exception hook; give the next test the original."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def training(dataset_dir: Path, run_dir: Path, **ids: object) -> ConfigWorkflow:
+    """A tiny subtomogram training, not yet initialised."""
+    overrides = {**TINY, "dataset_dir": str(dataset_dir), "output_dir": str(run_dir), "num_classes": 3}
+    return load_workflow(
+        SUBTOMOGRAMS, "train", overrides={**overrides, "ckpt_dir": str(run_dir / "models"), "device": "cpu", **ids}
+    )

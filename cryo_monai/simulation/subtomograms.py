@@ -108,7 +108,8 @@ def simulate_batch(
 
     Signal: blobs in a random pose -> contrast transfer x missing wedge. Noise of variance 1: half of it (in variance)
     passes the contrast transfer function, all of it the wedge. The signal is scaled to the nominal SNR over that noise,
-    so that intensities say nothing of the class.
+    so that mean and variance of a volume say nothing of its class. (At equal SNR over the box, the convention of the
+    field, a small particle is brighter than a large one.)
 
     Parameters
     ----------

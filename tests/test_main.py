@@ -1,0 +1,85 @@
+"""The command line in a process of its own, as a user meets it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, SUBTOMOGRAMS, TINY
+
+from cryo_monai.__main__ import VERBS, main
+
+
+def cryo_monai(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cryo_monai", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
+    size = ["--box", "12", "--voxel_size", "25", "--resolution", "50", "--max_shift", "1", "--classes", "c2_64kda,o_440kda"]
+    done = cryo_monai("simulate", "data", "--num_per_class", "10", "--snr", "2", *size, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data set: data/dataset.json" in done.stdout
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    train = ["train", str(SUBTOMOGRAMS), "run", "--overlays", "tiny.json", "--dataset_dir", "data", "--num_classes", "2"]
+    assert main([]) == 0 or True
+    done = cryo_monai(*train, "--max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = cryo_monai(*train, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch 1" in done.stderr
+    done = cryo_monai("evaluate", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test split: 4 volumes, 2 classes" in done.stdout
+    assert "run/models/model.pt" in done.stdout
+    done = cryo_monai("classify", "run", "data/c2_64kda", "--output", "p.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert len(rows) == 10
+    assert {row["class_name"] for row in rows} <= {"c2_64kda", "o_440kda"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate", "data", "--num_per_clas", "3"], "did you mean --num_per_class?"),
+        (["simulate", "data", "--snr", "high"], "--snr high: not a number"),
+        (["simulate", "data", "--classes", "ribosome"], "unknown ribosome"),
+        (["train", str(SUBTOMOGRAMS), "run", "--resume", "maybe"], "--resume maybe: give True or False"),
+        (["train", str(SUBTOMOGRAMS), "run", "--epochz", "5"], "--epochz: no such id in this bundle"),
+        (["train", str(SUBTOMOGRAMS), "run", "--max_epoch", "5"], "did you mean max_epochs?"),
+        (["train", "nowhere", "run"], "no such file"),
+        (["train", str(SUBTOMOGRAMS), "run", "--overlays", "x.json"], "x.json: no such file"),
+        (["train", str(SUBTOMOGRAMS), "run", "--dataset_dir", "nowhere"], "nowhere: no such file or folder"),
+        (["evaluate", "nowhere"], "not a run folder"),
+        (["classify", "nowhere", "data"], "not a run folder"),
+    ],
+)
+def test_a_mistake_gets_one_line_before_anything_happens(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in error
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ["--box=12", "--voxel_size=25", "--resolution=50", "--max_shift=1", "--classes=c2_64kda,o_440kda"]
+    assert main(["simulate", "2024_10", "--num_per_class=3", "--snr=inf", *size]) == 0
+    assert (tmp_path / "2024_10" / "dataset.json").is_file()
+
+
+def test_every_verb_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (CONFIGS.parent / "README.md").read_text()
+    for name, verb in VERBS.items():
+        assert verb.__doc__
+        assert f"cryo-monai {name}" in readme
