@@ -34,7 +34,7 @@ _HOME = {
     "list_volumes": "datalists",
     "load_checkpoint": "checkpoints",
     "load_datalist": "datalists",
-    "load_medmnist": "datalists",
+    "load_medmnist": "medmnist3d",
     "macro_f1": "metrics",
     "read_mrc": "mrc",
     "seed_everything": "handlers",

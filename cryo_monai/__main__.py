@@ -84,7 +84,9 @@ def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False
 
 
 def evaluate(run_dir: str, **ids: str) -> None:
-    """Score the test split with the best checkpoint of a run: evaluation.json, confusion_matrix.csv, test_predictions.csv.
+    """Score the test split with the best checkpoint of a run.
+
+    Writes evaluation.json, confusion_matrix.csv and test_predictions.csv.
 
     Args:
         run_dir: the output_dir of a training.

@@ -139,7 +139,7 @@ def pytorchvideo_resnet(*, depth: int, stem_kernel: Sequence[int], features: int
     except ImportError as error:
         raise InputError(f"slow_r50 needs PyTorchVideo ({error}): pip install 'cryo-monai[video]'") from error
     network: nn.Module = create_resnet(model_depth=depth, stem_conv_kernel_size=tuple(stem_kernel))
-    network.blocks[-1] = _PooledFeatures()  # type: ignore[operator]
+    network.blocks[-1] = _PooledFeatures()  # type: ignore[index,assignment,operator]
     network.num_features = features  # type: ignore[assignment]
     return network
 
@@ -187,7 +187,8 @@ class SmallMapConv3d(nn.Conv3d):
             return self._conv_forward(input, weight, self.bias)
         depth, height, width = self.padding
         padded = F.pad(input, (width, width, height, height, depth, depth))
-        return F.conv3d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        output: Tensor = F.conv3d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return output
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, D, H, W)` to `(B, out_channels, ...)`."""

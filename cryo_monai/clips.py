@@ -1,8 +1,8 @@
 """Volumes -> clips on the device: random resized crop, affine and resize as one interpolation.
 
-A random transform draws parameters, its deterministic twin applies them: `RandomClips` draws one 3 x 4 matrix per volume
-from (seed, epoch, index), and `resample_clips` applies a batch of matrices. Without matrices it only resizes. Both run
-inside `VideoClassifier.forward`, so that training and inference share every step but the matrices.
+A random transform draws parameters, its deterministic twin applies them: `RandomClips` draws one 3 x 4 matrix per
+volume from (seed, epoch, index); `resample_clips`, called by `VideoClassifier.forward`, applies a batch of matrices, or
+only resizes without them. Training and inference share every step but the matrices.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class ClipParameters:
         # Crop box -> volume.
         room = 1.0 - self.crop_fraction
         centre = room * (2.0 * np.asarray(self.crop_position[::-1]) - 1.0)
-        return np.concatenate(
-            [self.crop_fraction * content, (centre - self.crop_fraction * shift)[:, None]], axis=1
-        )
+        return np.concatenate([self.crop_fraction * content, (centre - self.crop_fraction * shift)[:, None]], axis=1)
 
 
 def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor | None = None) -> Tensor:

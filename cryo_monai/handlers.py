@@ -100,7 +100,9 @@ class History:
         At a loss that is not finite, before the optimiser's step.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], *, optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
+    def __init__(
+        self, output_dir: str | os.PathLike[str], *, optimizer: torch.optim.Optimizer, evaluator: Engine
+    ) -> None:
         self.folder = Path(output_dir)
         self.optimizer = optimizer
         self.evaluator = evaluator
@@ -250,7 +252,9 @@ class Progress:
 
     def _finish_epoch(self, engine: Engine) -> None:
         row = self.history.rows[-1]
-        shown = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name != "key_metric"]
+        shown = [
+            f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float) and name != "key_metric"
+        ]
         if self.enabled:
             tqdm.write(f"epoch {row['epoch']}/{engine.state.max_epochs}: " + ", ".join(shown))
 

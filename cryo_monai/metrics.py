@@ -179,7 +179,8 @@ class EvaluationReport:
         names = self.class_names
         confusion = [[name, *row] for name, row in zip(names, numbers["confusion_matrix"], strict=True)]
         predictions = [
-            [path, names[label], names[int(row.argmax())], *(f"{p:.6f}" for p in row)] for path, label, row in self._rows
+            [path, names[label], names[int(row.argmax())], *(f"{p:.6f}" for p in row)]
+            for path, label, row in self._rows
         ]
         header = ["path", "true_class", "class_name", *(f"p_{name}" for name in names)]
         atomic_write_text(self.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")

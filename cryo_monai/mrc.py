@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import mrcfile
 import numpy as np
@@ -23,7 +23,13 @@ MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".rec", ".st", ".mrc.gz", ".map.gz", ".
 
 # MRC2014 (Cheng et al. 2015, doi 10.1016/j.jsb.2015.04.002), table 1: header length and data modes.
 HEADER_BYTES = 1024
-MODES = {0: np.dtype("i1"), 1: np.dtype("i2"), 2: np.dtype("f4"), 6: np.dtype("u2"), 12: np.dtype("f2")}
+MODES: dict[int, np.dtype[Any]] = {
+    0: np.dtype("i1"),
+    1: np.dtype("i2"),
+    2: np.dtype("f4"),
+    6: np.dtype("u2"),
+    12: np.dtype("f2"),
+}
 LITTLE_ENDIAN_STAMPS = (b"\x44\x44", b"\x44\x41")
 BIG_ENDIAN_STAMP = b"\x11\x11"
 MAX_BYTES = 16 * 2**30  # refuse a header that declares more; pass `max_bytes` for larger volumes
@@ -63,7 +69,8 @@ class MRCHeader:
     @property
     def nbytes(self) -> int:
         """Number of data bytes that the header declares."""
-        return int(np.prod(self.shape, dtype=object)) * self.volumes * MODES[self.mode].itemsize
+        size_z, size_y, size_x = self.shape
+        return size_z * size_y * size_x * self.volumes * MODES[self.mode].itemsize
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class MRCVolume:
     origin: tuple[float, float, float]
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".bz2":
@@ -164,9 +171,7 @@ def _parse_header(path: Path, raw: bytes, permissive: bool, max_bytes: int) -> M
     return header
 
 
-def read_mrc_header(
-    path: str | os.PathLike[str], *, permissive: bool = False, max_bytes: int = MAX_BYTES
-) -> MRCHeader:
+def read_mrc_header(path: str | os.PathLike[str], *, permissive: bool = False, max_bytes: int = MAX_BYTES) -> MRCHeader:
     """Read and check a header; the size of an uncompressed file is compared with what its header declares.
 
     Parameters

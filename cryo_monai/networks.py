@@ -125,7 +125,7 @@ class VideoClassifier(nn.Module):
         self.backbone, num_features = build_backbone(backbone, **self.backbone_options)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.backbone.to(memory_format=self.memory_format)
 
     @property
     def num_classes(self) -> int:

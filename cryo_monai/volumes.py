@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import nibabel.filebasedimages
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -121,9 +122,7 @@ def read_volume(path: str | os.PathLike[str], *, permissive: bool = False) -> np
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def checked_volume(
-    data: npt.NDArray[Any] | Tensor, name: str, *, nan: str = "error"
-) -> Tensor:
+def checked_volume(data: npt.NDArray[Any] | Tensor, name: str, *, nan: str = "error") -> Tensor:
     """Return a volume as float32 `(1, z, y, x)` without NaN or infinity.
 
     Parameters

@@ -40,7 +40,9 @@ def medmnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {}
     for part, count in {"train": 20, "val": 8, "test": 10}.items():
         labels = np.arange(count) % 2
-        arrays[f"{part}_images"] = (rng.random((count, 28, 28, 28)) < 0.2 + 0.3 * labels[:, None, None, None]) * np.uint8(255)
+        arrays[f"{part}_images"] = (
+            rng.random((count, 28, 28, 28)) < 0.2 + 0.3 * labels[:, None, None, None]
+        ) * np.uint8(255)
         arrays[f"{part}_labels"] = labels[:, None].astype(np.uint8)
     file = folder / "adrenalmnist3d.npz"
     np.savez(file, **arrays)
@@ -68,9 +70,16 @@ def inference_ids(run_dir: Path, data: Path) -> dict[str, Any]:
 @EVERY_BUNDLE
 def test_every_named_file_is_there(bundle: Path) -> None:
     for name in (
-        "LICENSE", "docs/README.md", "docs/data_license.txt", "models/.gitkeep", "configs/metadata.json",
-        "configs/train.json", "configs/evaluate.json", "configs/inference.json", "configs/logging.conf",
-    ):  # fmt: skip
+        "LICENSE",
+        "docs/README.md",
+        "docs/data_license.txt",
+        "models/.gitkeep",
+        "configs/metadata.json",
+        "configs/train.json",
+        "configs/evaluate.json",
+        "configs/inference.json",
+        "configs/logging.conf",
+    ):
         assert (bundle / name).is_file(), name
     assert len((bundle / "configs" / "train.json").read_text().splitlines()) < 400
 
@@ -100,12 +109,13 @@ def test_network_and_preprocessing_are_the_same_everywhere(bundle: Path) -> None
     assert train["network_def"] == inference["network_def"] == evaluation["network_def"]
     for key in ("num_classes", "backbone", "backbone_options", "clip_size", "intensity", "precision", "dropout"):
         assert train[key] == inference[key], key
-    assert train["postprocessing"] if "postprocessing" in train else True
     assert train["train"]["postprocessing"] == inference["postprocessing"]
     ours, theirs = train["train"]["preprocessing"], inference["preprocessing"]
     differing = {"device"}  # training may cache on the GPU
     for one, other in zip(ours["transforms"], theirs["transforms"], strict=True):
-        assert {k: v for k, v in one.items() if k not in differing} == {k: v for k, v in other.items() if k not in differing}
+        assert {k: v for k, v in one.items() if k not in differing} == {
+            k: v for k, v in other.items() if k not in differing
+        }
     assert train["validate"]["preprocessing"] == "%train#preprocessing" or train["validate"]["preprocessing"] == ours
 
 
@@ -169,9 +179,7 @@ def test_train_evaluate_and_infer_through_monai_workflows(
     inference.initialize()
     assert inference.check_properties() == []
     inference.run()
-    every = {
-        row["path"]: row for row in csv.DictReader((run_dir / "predictions.csv").read_text().splitlines())
-    }
+    every = {row["path"]: row for row in csv.DictReader((run_dir / "predictions.csv").read_text().splitlines())}
     assert len(every) == 30
     for row in rows:  # what evaluation says of a volume, inference says too
         other = every[row["path"]]
@@ -274,8 +282,8 @@ def test_metadata_describes_the_configuration(bundle: Path) -> None:
     assert outputs["num_channels"] == classes
     assert sorted(outputs["channel_def"], key=int) == [str(n) for n in range(classes)]
     required = (
-        "schema version changelog monai_version pytorch_version numpy_version required_packages_version task description "
-        "authors copyright network_data_format"
+        "schema version changelog monai_version pytorch_version numpy_version required_packages_version task "
+        "description authors copyright network_data_format"
     )
     assert set(required.split()) <= metadata.keys()
     assert metadata["version"] in metadata["changelog"]
@@ -320,16 +328,28 @@ def test_the_commands_of_the_readme_from_another_folder(dataset_dir: Path, tmp_p
     }.items():
         done = monai_bundle(name, "--config_file", str([str(f) for f in files]), *options, cwd=elsewhere)
         assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"models", "metrics.json", "evaluation.json", "predictions.csv"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {
+        "models",
+        "metrics.json",
+        "evaluation.json",
+        "predictions.csv",
+    }
     assert list(elsewhere.iterdir()) == []
     assert sorted(p for p in BUNDLES.rglob("*") if p.is_file() and "__pycache__" not in p.parts) == before
 
 
 def test_a_users_mistake_gets_one_line_from_monai_bundle(tmp_path: Path) -> None:
     done = monai_bundle(
-        "--config_file", str(SUBTOMOGRAMS / "configs" / "train.json"), "--bundle_root", str(SUBTOMOGRAMS),
-        "--dataset_dir", str(tmp_path / "nowhere"), "--clip_size", "[8,16,16]", cwd=tmp_path,
-    )  # fmt: skip
+        "--config_file",
+        str(SUBTOMOGRAMS / "configs" / "train.json"),
+        "--bundle_root",
+        str(SUBTOMOGRAMS),
+        "--dataset_dir",
+        str(tmp_path / "nowhere"),
+        "--clip_size",
+        "[8,16,16]",
+        cwd=tmp_path,
+    )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -338,7 +358,11 @@ def test_a_users_mistake_gets_one_line_from_monai_bundle(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("identifier", "reason"),
-    [("epochz", "epochz: no such id"), ("max_epoch", "did you mean max_epochs?"), ("train#trainer#epochs", "no such id")],
+    [
+        ("epochz", "epochz: no such id"),
+        ("max_epoch", "did you mean max_epochs?"),
+        ("train#trainer#epochs", "no such id"),
+    ],
 )
 def test_unknown_ids_are_refused(identifier: str, reason: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -360,12 +384,24 @@ def test_overlays_with_unknown_ids_and_missing_files_are_refused(tmp_path: Path)
 
 
 def test_values_keep_the_type_of_the_configuration() -> None:
-    text = {"resume": "True", "lr": "1e-3", "max_epochs": "7", "intensity": "1e5", "clip_size": "[8,16,16]", "weights": "w.pth"}
+    text = {
+        "resume": "True",
+        "lr": "1e-3",
+        "max_epochs": "7",
+        "intensity": "1e5",
+        "clip_size": "[8,16,16]",
+        "weights": "w.pth",
+    }
     parser = load_workflow(SUBTOMOGRAMS, "train", overrides=text).parser
     values = {key: parser[key] for key in text}
     assert values == {
-        "resume": True, "lr": 1e-3, "max_epochs": 7, "intensity": "1e5", "clip_size": [8, 16, 16], "weights": "w.pth",
-    }  # fmt: skip
+        "resume": True,
+        "lr": 1e-3,
+        "max_epochs": 7,
+        "intensity": "1e5",
+        "clip_size": [8, 16, 16],
+        "weights": "w.pth",
+    }
 
 
 def test_bad_data_is_reported_whole_before_training(dataset_dir: Path, tmp_path: Path) -> None:
@@ -373,7 +409,9 @@ def test_bad_data_is_reported_whole_before_training(dataset_dir: Path, tmp_path:
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         for n in range(4):
-            write_mrc(folder / name / f"{n}.mrc", np.random.default_rng(n).normal(size=(8, 8, 8)).astype("f4"), voxel_size=1.0)
+            write_mrc(
+                folder / name / f"{n}.mrc", np.random.default_rng(n).normal(size=(8, 8, 8)).astype("f4"), voxel_size=1.0
+            )
     raw = bytearray((folder / "a" / "0.mrc").read_bytes())
     raw[1024:1028] = np.float32(np.nan).tobytes()
     for n in range(3):
@@ -391,4 +429,6 @@ def test_unreadable_files_are_named_for_a_user_who_is_not_root(tmp_path: Path) -
     write_mrc(path, np.ones((8, 8, 8), "f4"), voxel_size=1.0)
     path.chmod(0)
     with pytest.raises(InputError, match=r"a\.mrc: Permission denied"):
-        load_workflow(SUBTOMOGRAMS, "inference", overrides={"dataset_dir": str(path)}).parser.get_parsed_content("dataset")
+        load_workflow(SUBTOMOGRAMS, "inference", overrides={"dataset_dir": str(path)}).parser.get_parsed_content(
+            "dataset"
+        )

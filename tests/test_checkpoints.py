@@ -92,7 +92,7 @@ def test_interrupt_and_resume_equals_no_interruption_bitwise(
     if how == "SIGTERM":
         assert isinstance(caught.value, SystemExit)
         assert caught.value.code == EXIT_CODE
-        # The signal comes after the checkpoint handler of its iteration, hence one more; the epoch's end takes its time.
+        # The signal comes after the checkpoint handler of its iteration: one more is done, or the epoch ends.
         assert final_state(tmp_path)["iteration"] >= iteration
     run(dataset_dir, tmp_path, num_workers=num_workers, resume=True, dropout=0.2)
     assert_bitwise_equal(final_state(tmp_path), final_state(uninterrupted))
@@ -193,7 +193,10 @@ def test_leftovers_of_a_crash_are_swept(dataset_dir: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"num_classes": 4}, "has 3 classes (c2_64kda, c7_400kda, o_440kda), but the network has 4; add --num_classes 3"),
+        (
+            {"num_classes": 4},
+            "has 3 classes (c2_64kda, c7_400kda, o_440kda), but the network has 4; add --num_classes 3",
+        ),
         ({"clip_size": (16, 16, 24)}, "clip_size [16, 16, 16] (network: [16, 16, 24])"),
         ({"backbone": "resnet34"}, "backbone resnet18 (network: resnet34)"),
     ],
@@ -233,7 +236,12 @@ def start(dataset_dir: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]
     overlay.write_text(json.dumps({**TINY, "max_epochs": 40}))
     files = f"['{SUBTOMOGRAMS}/configs/train.json','{overlay}']"
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "training", "--config_file", files]
-    places = {"bundle_root": SUBTOMOGRAMS, "dataset_dir": dataset_dir, "output_dir": run_dir, "ckpt_dir": run_dir / "models"}
+    places = {
+        "bundle_root": SUBTOMOGRAMS,
+        "dataset_dir": dataset_dir,
+        "output_dir": run_dir,
+        "ckpt_dir": run_dir / "models",
+    }
     options = [part for name, value in places.items() for part in (f"--{name}", str(value))]
     command += [*options, "--num_classes", "3", *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -60,7 +60,9 @@ def test_a_crop_equals_monai_crop_then_resize_inside() -> None:
 @pytest.mark.parametrize("shape", [(12, 16, 16), (10, 12, 18)])
 def test_crop_affine_resize_equals_the_plain_monai_chain(rotation_deg: float, shape: tuple[int, int, int]) -> None:
     volume = smooth_volume(shape)
-    size = tuple(2 * n for n in shape)  # same aspect as the volume, so that MONAI's rotation of clip voxels is rigid too
+    size = tuple(
+        2 * n for n in shape
+    )  # same aspect as the volume, so that MONAI's rotation of clip voxels is rigid too
     parameters = ClipParameters(rotation_deg=rotation_deg, translation=(0.1, -0.05), scale=1.1)
     ours = resample_clips(volume, size, matrices(parameters, shape=shape))[0]
     resized = Resize(size, mode="trilinear")(volume[0])
@@ -83,7 +85,9 @@ def test_crop_affine_resize_equals_the_plain_monai_chain(rotation_deg: float, sh
     # And without the shift, against MONAI's own parametrisation, which fixes the sign of the rotation.
     plain = ClipParameters(rotation_deg=rotation_deg, scale=1.1)
     unshifted = resample_clips(volume, size, matrices(plain, shape=shape))[0]
-    assert torch.allclose(unshifted[inside], chain(resized).as_tensor()[inside], atol=0.04)  # about 1 % of the range of values
+    assert torch.allclose(
+        unshifted[inside], chain(resized).as_tensor()[inside], atol=0.04
+    )  # about 1 % of the range of values
 
 
 def _grid_matrix(rotation_deg: float, scale: float) -> np.ndarray:
@@ -186,7 +190,8 @@ def test_prepare_batch_moves_and_draws_by_index() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop_prob": 1.5}, {"crop_scale": (0.9, 0.5)}, {"crop_scale": (0, 1)}, {"scale": 1.0}, {"rotate_deg": -1}]
+    "wrong",
+    [{"crop_prob": 1.5}, {"crop_scale": (0.9, 0.5)}, {"crop_scale": (0, 1)}, {"scale": 1.0}, {"rotate_deg": -1}],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):

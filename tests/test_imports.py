@@ -13,7 +13,7 @@ PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
     "ground": ["errors", "files"],
-    "data": ["mrc", "volumes", "datalists", "simulation"],
+    "data": ["mrc", "volumes", "datalists", "medmnist3d", "simulation"],
     "network": ["clips", "backbones", "networks", "weights"],
     "run": ["metrics", "handlers", "checkpoints", "workflows", "runs"],
     "command": ["__main__"],

@@ -55,9 +55,7 @@ def test_an_absent_class_keeps_its_row_and_undefined_numbers_are_none() -> None:
 
 
 @pytest.mark.parametrize(("flag", "classes"), [("organmnist3d", 11), ("adrenalmnist3d", 2)])
-def test_medmnist_numbers_are_those_of_its_own_evaluator(
-    tmp_path: Path, flag: str, classes: int
-) -> None:
+def test_medmnist_numbers_are_those_of_its_own_evaluator(tmp_path: Path, flag: str, classes: int) -> None:
     from medmnist import Evaluator
 
     probabilities, labels = scores(40, classes, 0)

@@ -129,18 +129,38 @@ def test_monai_load_image_uses_the_reader_with_a_true_affine(written: Path) -> N
 
 
 GOOD = [
-    "anisotropic_voxel.mrc", "bz2.mrc.bz2", "exthdr_seri.mrc", "gz.mrc.gz", "mode2_f32_bigendian.mrc",
-    "nxstart_only.mrc", "origin_and_nxstart_conflict.mrc", "origin_only.mrc", "permuted_mapcrs_321.mrc", "zero_voxel.mrc",
-]  # fmt: skip
+    "anisotropic_voxel.mrc",
+    "bz2.mrc.bz2",
+    "exthdr_seri.mrc",
+    "gz.mrc.gz",
+    "mode2_f32_bigendian.mrc",
+    "nxstart_only.mrc",
+    "origin_and_nxstart_conflict.mrc",
+    "origin_only.mrc",
+    "permuted_mapcrs_321.mrc",
+    "zero_voxel.mrc",
+]
 QUANTISED = {
-    "mode0_int8.mrc": 0.01, "mode1_int16.mrc": 1e-3, "mode1_int16_bigendian.mrc": 1e-3, "mode6_u16.mrc": 1e-4,
+    "mode0_int8.mrc": 0.01,
+    "mode1_int16.mrc": 1e-3,
+    "mode1_int16_bigendian.mrc": 1e-3,
+    "mode6_u16.mrc": 1e-4,
     "mode12_f16.mrc": 1e-3,
-}  # fmt: skip
+}
 REFUSED = {
-    "bad_bigendian_wrong_stamp.mrc": "mode", "bad_huge_dim.mrc": "limit", "bad_mapid.mrc": "MAP", "bad_mode99.mrc": "99",
-    "bad_negative_dim.mrc": "-16", "bad_trailing.mrc": "333", "bad_truncated.mrc": "500", "empty.mrc": "empty",
-    "not_mrc.mrc": "MAP", "mode4_c64.mrc": "complex", "single_image_2d.mrc": "two-dim", "volstack_ispg401.mrcs": "stack of 3",
-}  # fmt: skip
+    "bad_bigendian_wrong_stamp.mrc": "mode",
+    "bad_huge_dim.mrc": "limit",
+    "bad_mapid.mrc": "MAP",
+    "bad_mode99.mrc": "99",
+    "bad_negative_dim.mrc": "-16",
+    "bad_trailing.mrc": "333",
+    "bad_truncated.mrc": "500",
+    "empty.mrc": "empty",
+    "not_mrc.mrc": "MAP",
+    "mode4_c64.mrc": "complex",
+    "single_image_2d.mrc": "two-dim",
+    "volstack_ispg401.mrcs": "stack of 3",
+}
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -61,9 +61,14 @@ def test_folding_refuses_what_is_not_a_three_channel_stem() -> None:
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_hara_resnet_equals_monai_at_parity_settings(depth: int, monai_net: object, shortcut: str) -> None:
     reference = monai_net(  # type: ignore[operator]
-        spatial_dims=3, n_input_channels=3, conv1_t_size=7, conv1_t_stride=(1, 2, 2), shortcut_type=shortcut,
-        bias_downsample=False, feed_forward=False,
-    )  # fmt: skip
+        spatial_dims=3,
+        n_input_channels=3,
+        conv1_t_size=7,
+        conv1_t_stride=(1, 2, 2),
+        shortcut_type=shortcut,
+        bias_downsample=False,
+        feed_forward=False,
+    )
     ours = hara_resnet(layers={18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth], shortcut=shortcut, detach_shortcut=True)
     ours.load_state_dict(reference.state_dict())
     clips = torch.rand(1, 3, 8, 32, 32)
@@ -165,7 +170,7 @@ def test_clips_are_scaled_at_native_resolution_then_resized_then_normalised() ->
 
 
 def test_depth_is_time() -> None:
-    """The stem halves height and width but not depth: what is first on disk is what the video network takes for time."""
+    """The stem halves height and width but not depth, which the video network takes for time."""
     seen: list[Tensor] = []
     network = small().eval()
     network.backbone.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output))  # type: ignore[union-attr]

@@ -47,7 +47,7 @@ def test_unknown_point_groups_are_refused(symmetry: str) -> None:
 def test_an_assembly_has_its_symmetry_and_mass(assembly: object) -> None:
     centres, masses = assembly.blobs()  # type: ignore[attr-defined]
     assert masses.sum() == pytest.approx(assembly.mass_kda)  # type: ignore[attr-defined]
-    assert f"{assembly.name}" .endswith("kda")  # type: ignore[attr-defined]
+    assert f"{assembly.name}".endswith("kda")  # type: ignore[attr-defined]
     named = float(assembly.name.split("_")[1].removesuffix("kda"))  # type: ignore[attr-defined]
     assert masses.sum() == pytest.approx(named, rel=0.02)
     assert np.allclose(np.average(centres, axis=0, weights=masses), 0, atol=1e-6)

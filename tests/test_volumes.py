@@ -38,7 +38,9 @@ def test_every_format_gives_the_same_zyx_array(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("source", ["file", "array", "tensor"])
 def test_load_volumed_gives_channel_first_float32(tmp_path: Path, source: str) -> None:
-    image = {"file": str(write(tmp_path / "a.mrc", volume())), "array": volume(), "tensor": torch.tensor(volume())}[source]
+    image = {"file": str(write(tmp_path / "a.mrc", volume())), "array": volume(), "tensor": torch.tensor(volume())}[
+        source
+    ]
     item = LoadVolumed("image")({"image": image, "label": 3})
     assert item["image"].shape == (1, *SHAPE)
     assert item["image"].dtype == torch.float32

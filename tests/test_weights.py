@@ -29,8 +29,13 @@ def checkpoint(name: str, *, prefix: str = "", wrapper: str = "") -> dict[str, o
 
 @pytest.mark.parametrize(
     ("name", "prefix", "wrapper"),
-    [("resnet18", "", ""), ("resnet18", "module.", ""), ("resnet18", "module.", "state_dict"), ("slow_r50", "", "model_state")],
-)  # fmt: skip
+    [
+        ("resnet18", "", ""),
+        ("resnet18", "module.", ""),
+        ("resnet18", "module.", "state_dict"),
+        ("slow_r50", "", "model_state"),
+    ],
+)
 def test_every_tensor_but_the_classifier_is_loaded(tmp_path: Path, name: str, prefix: str, wrapper: str) -> None:
     content = checkpoint(name, prefix=prefix, wrapper=wrapper)
     torch.save(content, tmp_path / "weights.pth")

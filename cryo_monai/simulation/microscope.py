@@ -63,7 +63,8 @@ def ctf_3d(
     phase -= 0.5 * torch.pi * spherical_aberration_mm * 1e7 * wavelength**3 * squared**2
     transfer = -((1 - amplitude_contrast**2) ** 0.5 * torch.sin(phase) + amplitude_contrast * torch.cos(phase))
     damping = torch.exp(-0.5 * squared / (envelope * 0.5 / voxel_size) ** 2)
-    return (transfer * damping).to(torch.float32)
+    damped: Tensor = (transfer * damping).to(torch.float32)
+    return damped
 
 
 def missing_wedge_mask(box: tuple[int, int, int], *, max_tilt_deg: float) -> Tensor:

@@ -105,7 +105,7 @@ class Assembly:
         inner = 0.0
         for unit_kda in self.units_kda:
             chain = _chain(unit_kda, rng)
-            radius = (3 * unit_kda * ANGSTROM3_PER_KDA / (4 * np.pi)) ** (1 / 3)
+            radius = _sphere_radius(unit_kda)
             position = _contact_position(rotations, radius, inner, rng)
             centres.append(np.einsum("gij,nj->gni", rotations, chain + position).reshape(-1, 3))
             masses.append(np.full(len(chain) * len(rotations), unit_kda / len(chain)))
@@ -114,10 +114,15 @@ class Assembly:
         return positions - np.average(positions, axis=0, weights=weights), weights
 
 
+def _sphere_radius(mass_kda: float) -> float:
+    """Radius in Å of a solid sphere of protein."""
+    return float((3 * mass_kda * ANGSTROM3_PER_KDA / (4 * np.pi)) ** (1 / 3))
+
+
 def _chain(mass_kda: float, rng: np.random.Generator) -> Array:
-    """A compact, irregular chain of blobs about the origin: `(n, 3)` in Å."""
+    """Make a compact, irregular chain of blobs about the origin: `(n, 3)` in Å."""
     count = max(3, round(mass_kda / BLOB_KDA))
-    step = 2 * (3 * (mass_kda / count) * ANGSTROM3_PER_KDA / (4 * np.pi)) ** (1 / 3) * 0.85
+    step = 1.7 * _sphere_radius(mass_kda / count)
     points = [np.zeros(3)]
     while len(points) < count:
         # Of some steps from a random point, take the one that stays compact without overlapping.
@@ -128,8 +133,8 @@ def _chain(mass_kda: float, rng: np.random.Generator) -> Array:
         free = candidates[nearest > 0.9 * step]
         if len(free):
             points.append(free[np.linalg.norm(free - np.mean(points, axis=0), axis=1).argmin()])
-    chain = np.asarray(points)
-    return chain - chain.mean(axis=0)
+    chain: Array = np.asarray(points)
+    return np.asarray(chain - chain.mean(axis=0))
 
 
 def _contact_position(rotations: Array, radius: float, inner: float, rng: np.random.Generator) -> Array:
@@ -147,9 +152,9 @@ def _contact_position(rotations: Array, radius: float, inner: float, rng: np.ran
     return np.asarray(directions[choice] * distance)
 
 
-# Symmetry and mass follow eight of the ten entries of the paper's figure 2 as far as they are well known, and two other
-# assemblies (ferritin, a seven-fold ring) so that octahedral and odd cyclic symmetry occur. Shapes are procedural: these
-# are not the atomic structures.
+# Symmetry and mass follow eight of the ten entries of the paper's figure 2 as far as they are well known, and two
+# other assemblies (ferritin, a seven-fold ring) so that octahedral and odd cyclic symmetry occur. Shapes are
+# procedural: these are not the atomic structures.
 ASSEMBLIES: tuple[Assembly, ...] = (
     Assembly("c2_64kda", "C2", (16.0, 16.0), 1, "3hhb, haemoglobin"),
     Assembly("c2_84kda", "C2", (42.0,), 2, "3gl1, Hsp70 ATPase domain, two per asymmetric unit"),
@@ -215,5 +220,5 @@ def render_density(
     along_z, along_y, along_x = profiles
     plane = (masses[:, None] * along_z).unsqueeze(-1) * along_y.unsqueeze(-2)
     # plane: (B, n, z, y)
-    volume = torch.matmul(plane.flatten(2).transpose(1, 2), along_x)
-    return volume.unflatten(1, box[:2])
+    volume: Tensor = torch.matmul(plane.flatten(2).transpose(1, 2), along_x)
+    return volume.reshape(len(centres), *box)

@@ -173,8 +173,9 @@ def simulate_batch(
 
 
 def _filtered(volumes: Tensor, transfer: Tensor) -> Tensor:
-    shape = volumes.shape[1:]
-    return torch.fft.irfftn(torch.fft.rfftn(volumes, dim=(1, 2, 3)) * transfer, s=shape, dim=(1, 2, 3))
+    spectrum = torch.fft.rfftn(volumes, dim=(1, 2, 3)) * transfer
+    filtered: Tensor = torch.fft.irfftn(spectrum, s=volumes.shape[1:], dim=(1, 2, 3))
+    return filtered
 
 
 def _unit_noise(white: Tensor, transfer: Tensor) -> Tensor:
