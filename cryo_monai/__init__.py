@@ -31,6 +31,7 @@ _HOME = {
     "auc": "metrics",
     "balanced_accuracy": "metrics",
     "initialise": "weights",
+    "keep_freed_memory": "handlers",
     "list_volumes": "datalists",
     "load_checkpoint": "checkpoints",
     "load_datalist": "datalists",

@@ -139,7 +139,7 @@ def pytorchvideo_resnet(*, depth: int, stem_kernel: Sequence[int], features: int
     except ImportError as error:
         raise InputError(f"slow_r50 needs PyTorchVideo ({error}): pip install 'cryo-monai[video]'") from error
     network: nn.Module = create_resnet(model_depth=depth, stem_conv_kernel_size=tuple(stem_kernel))
-    network.blocks[-1] = _PooledFeatures()  # type: ignore[index,assignment,operator]
+    network.blocks[-1] = _PooledFeatures()  # type: ignore[assignment,operator]
     network.num_features = features  # type: ignore[assignment]
     return network
 
@@ -184,7 +184,8 @@ class SmallMapConv3d(nn.Conv3d):
     def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
         small = any(size <= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
         if not small or input.device.type != "cpu" or isinstance(self.padding, str):
-            return self._conv_forward(input, weight, self.bias)
+            implicit: Tensor = self._conv_forward(input, weight, self.bias)
+            return implicit
         depth, height, width = self.padding
         padded = F.pad(input, (width, width, height, height, depth, depth))
         output: Tensor = F.conv3d(padded, weight, self.bias, self.stride, 0, self.dilation, self.groups)

@@ -1,6 +1,6 @@
 """Volumes -> clips on the device: random resized crop, affine and resize as one interpolation.
 
-A random transform draws parameters, its deterministic twin applies them: `RandomClips` draws one 3 x 4 matrix per
+A random transform draws parameters, its deterministic twin applies them: `RandomClips` draws one matrix per
 volume from (seed, epoch, index); `resample_clips`, called by `VideoClassifier.forward`, applies a batch of matrices, or
 only resizes without them. Training and inference share every step but the matrices.
 """
@@ -57,8 +57,9 @@ class ClipParameters:
         Returns
         -------
         array
-            `(3, 4)`, from homogeneous clip coordinates ``(x, y, z, 1)`` to volume coordinates ``(x, y, z)``, both from
-            -1 to 1 over the outer faces of the voxel grid, as ``torch.nn.functional.affine_grid`` wants.
+            `(3, 3)`. The first two rows map ``(x, y, 1)`` of the clip to x and y of the volume; z goes by itself, from
+            the third row ``(factor, offset, 0)``. Coordinates run from -1 to 1 over the outer faces of the voxel grid,
+            as ``torch.nn.functional.affine_grid`` wants.
         """
         _, height, width = (float(size) for size in shape)
         angle = np.deg2rad(self.rotation_deg)
@@ -66,23 +67,24 @@ class ClipParameters:
         shift_y, shift_x = self.translation
         # Clip -> crop box, undoing shift, rotation and magnification; the rotation is one of voxels, not of the
         # normalised coordinates, so it stays rigid when height and width differ.
-        content = np.array(
-            [
-                [cos, -sin * height / width, 0.0],
-                [sin * width / height, cos, 0.0],
-                [0.0, 0.0, 1.0],
-            ]
-        )
-        content /= self.scale
-        shift = content @ np.array([2.0 * shift_x, 2.0 * shift_y, 0.0])
+        content = np.array([[cos, -sin * height / width], [sin * width / height, cos]]) / self.scale
+        shift = content @ np.array([2.0 * shift_x, 2.0 * shift_y])
         # Crop box -> volume.
         room = 1.0 - self.crop_fraction
-        centre = room * (2.0 * np.asarray(self.crop_position[::-1]) - 1.0)
-        return np.concatenate([self.crop_fraction * content, (centre - self.crop_fraction * shift)[:, None]], axis=1)
+        centre_x, centre_y, centre_z = room * (2.0 * np.asarray(self.crop_position[::-1]) - 1.0)
+        matrix = np.zeros((3, 3))
+        matrix[:2, :2] = self.crop_fraction * content
+        matrix[:2, 2] = np.array([centre_x, centre_y]) - self.crop_fraction * shift
+        matrix[2, :2] = self.crop_fraction / self.scale, centre_z
+        return matrix
 
 
 def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor | None = None) -> Tensor:
     """Resample volumes to the clip size with one trilinear interpolation.
+
+    Clips are turned about z only, so that trilinear interpolation is exactly linear interpolation along z times
+    bilinear interpolation in the plane: one small matrix product and one 2-D resampling of all slices, in a fraction of
+    the time that a 3-D grid takes.
 
     Parameters
     ----------
@@ -91,20 +93,38 @@ def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor |
     clip_size : sequence of int
         ``(depth, height, width)`` of the clips.
     matrices : Tensor, optional
-        `(B, 3, 4)`, see `ClipParameters.matrix`. None resizes whole volumes, as MONAI's ``Resized`` in mode trilinear.
+        `(B, 3, 3)`, see `ClipParameters.matrix`. None resizes whole volumes, as MONAI's ``Resized`` in mode trilinear.
 
     Returns
     -------
     Tensor
         `(B, C, depth, height, width)`. Positions outside a volume take the value of its nearest voxel.
     """
-    size = list(clip_size)
+    depth, height, width = clip_size
     if matrices is None:
-        if list(volumes.shape[2:]) == size:
+        if list(volumes.shape[2:]) == list(clip_size):
             return volumes
-        return F.interpolate(volumes, size=size, mode="trilinear", align_corners=False)
-    grid = F.affine_grid(matrices.to(volumes), [volumes.shape[0], 1, size[0], size[1], size[2]], align_corners=False)
-    return F.grid_sample(volumes, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return F.interpolate(volumes, size=[depth, height, width], mode="trilinear", align_corners=False)
+    batch, channels = volumes.shape[:2]
+    matrices = matrices.to(volumes)
+    slices = _resample_depth(volumes, depth, matrices[:, 2]).flatten(1, 2)
+    # slices: (B, C * depth, y, x)
+    grid = F.affine_grid(matrices[:, :2], [batch, channels * depth, height, width], align_corners=False)
+    clips = F.grid_sample(slices, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return clips.reshape(batch, channels, depth, height, width)
+
+
+def _resample_depth(volumes: Tensor, depth: int, rows: Tensor) -> Tensor:
+    """Interpolate linearly along z: `(B, C, z, y, x)` to `(B, C, depth, y, x)`."""
+    size = volumes.shape[2]
+    centres = (torch.arange(depth, device=volumes.device, dtype=volumes.dtype) * 2 + 1) / depth - 1
+    positions = rows[:, 0:1] * centres + rows[:, 1:2]
+    positions = (((positions + 1) * size - 1) / 2).clamp(0, size - 1)
+    voxels = torch.arange(size, device=volumes.device, dtype=volumes.dtype)
+    weights = (1 - (positions[:, :, None] - voxels).abs()).clamp(min=0)
+    # weights: (B, depth, z), two neighbours in each row
+    mixed = torch.matmul(weights[:, None], volumes.flatten(3))
+    return mixed.reshape(*mixed.shape[:3], *volumes.shape[3:])
 
 
 class RandomClips:
@@ -184,7 +204,7 @@ class RandomClips:
         return ClipParameters(**chosen)
 
     def matrices(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Draw a batch: `(B, 3, 4)` for volumes of this ``(z, y, x)`` shape."""
+        """Draw a batch: `(B, 3, 3)` for volumes of this ``(z, y, x)`` shape."""
         return torch.as_tensor(np.stack([self.draw(int(i)).matrix(shape) for i in indices]), dtype=torch.float32)
 
     def __call__(

@@ -54,7 +54,7 @@ def unwrapped_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause = user_error(error)
-        if cause is None or cause == error:
+        if cause is None or isinstance(error, CryoMonaiError):
             raise
         raise cause from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +35,27 @@ class HasEpoch(Protocol):
 def seed_everything(seed: int) -> None:
     """Seed torch's global generators, which initialise weights; nothing else here uses global random state."""
     torch.manual_seed(seed)
+
+
+def keep_freed_memory(device: torch.device | str) -> None:
+    """Make the C library keep memory that is freed, when training on a CPU under Linux.
+
+    By default glibc hands blocks of more than 32 MB back to the kernel, and every feature map of the next step is then
+    faulted in page by page again: a quarter of the time of a training step of 3D-ResNet-34 at the paper's size. The
+    process keeps its peak memory instead. Elsewhere this does nothing.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the network is.
+    """
+    if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc; other C libraries have none
+    if set_option is not None:
+        # malloc.h: M_MMAP_MAX = -4, no block is mapped on its own; M_TRIM_THRESHOLD = -1, the heap does not shrink.
+        set_option(-4, 0)
+        set_option(-1, -1)
 
 
 class EpochStart:

@@ -166,7 +166,7 @@ class VideoClassifier(nn.Module):
         volumes : Tensor
             `(B, 1, z, y, x)`, any intensity range, any size.
         matrices : Tensor, optional
-            `(B, 3, 4)` of random clips, see `RandomClips`.
+            `(B, 3, 3)` of random clips, see `RandomClips`.
 
         Returns
         -------

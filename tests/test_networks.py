@@ -157,7 +157,7 @@ def test_scores_do_not_depend_on_the_batch() -> None:
 def test_training_and_inference_share_every_step_but_the_matrices() -> None:
     network = small().eval()
     volumes = torch.rand(2, 1, *SHAPE)
-    identity = torch.tensor(ClipParameters().matrix(SHAPE), dtype=torch.float32).expand(2, 3, 4)
+    identity = torch.tensor(ClipParameters().matrix(SHAPE), dtype=torch.float32).expand(2, 3, 3)
     with torch.no_grad():
         assert torch.allclose(network(volumes), network(volumes, identity), atol=1e-4)
 
