@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,7 +63,7 @@ class ShortcutA(nn.Module):
             features = features.detach()
         step = self.stride
         smaller = features[:, :, ::step, ::step, ::step]
-        return F.pad(smaller, (0, 0, 0, 0, 0, 0, 0, self.channels - features.shape[1]))
+        return F.pad(smaller, [0, 0, 0, 0, 0, 0, 0, self.channels - features.shape[1]])
 
 
 def hara_resnet(
@@ -181,6 +182,7 @@ class SmallMapConv3d(nn.Conv3d):
     wrong. The paper's network meets this in its last stage, whose maps are 2 x 4 x 4. Padding them is exact and cheap.
     """
 
+    @torch.jit.unused
     def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
         small = any(size <= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
         if not small or input.device.type != "cpu" or isinstance(self.padding, str):
@@ -193,6 +195,9 @@ class SmallMapConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(B, in_channels, D, H, W)` to `(B, out_channels, ...)`."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            output: Tensor = self._conv_forward(input, self.weight, self.bias)
+            return output
         return self._convolve(input, self.weight)
 
 
@@ -205,7 +210,11 @@ class ReplicatedChannelConv3d(SmallMapConv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `(B, 1, D, H, W)` to `(B, out_channels, ...)`."""
-        return self._convolve(input, self.weight.sum(dim=1, keepdim=True))
+        weight = self.weight.sum(dim=1, keepdim=True)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            output: Tensor = self._conv_forward(input, weight, self.bias)
+            return output
+        return self._convolve(input, weight)
 
 
 def fold_channel_replication(module: nn.Module, stem: str) -> None:

@@ -79,7 +79,7 @@ class ClipParameters:
         return matrix
 
 
-def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor | None = None) -> Tensor:
+def resample_clips(volumes: Tensor, clip_size: list[int], matrices: Tensor | None = None) -> Tensor:
     """Resample volumes to the clip size with one trilinear interpolation.
 
     Clips are turned about z only, so that trilinear interpolation is exactly linear interpolation along z times
@@ -90,8 +90,8 @@ def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor |
     ----------
     volumes : Tensor
         `(B, C, z, y, x)`.
-    clip_size : sequence of int
-        ``(depth, height, width)`` of the clips.
+    clip_size : list of int
+        ``[depth, height, width]`` of the clips.
     matrices : Tensor, optional
         `(B, 3, 3)`, see `ClipParameters.matrix`. None resizes whole volumes, as MONAI's ``Resized`` in mode trilinear.
 
@@ -102,10 +102,10 @@ def resample_clips(volumes: Tensor, clip_size: Sequence[int], matrices: Tensor |
     """
     depth, height, width = clip_size
     if matrices is None:
-        if list(volumes.shape[2:]) == list(clip_size):
+        if list(volumes.shape[2:]) == clip_size:
             return volumes
         return F.interpolate(volumes, size=[depth, height, width], mode="trilinear", align_corners=False)
-    batch, channels = volumes.shape[:2]
+    batch, channels = volumes.shape[0], volumes.shape[1]
     matrices = matrices.to(volumes)
     slices = _resample_depth(volumes, depth, matrices[:, 2]).flatten(1, 2)
     # slices: (B, C * depth, y, x)
@@ -124,7 +124,7 @@ def _resample_depth(volumes: Tensor, depth: int, rows: Tensor) -> Tensor:
     weights = (1 - (positions[:, :, None] - voxels).abs()).clamp(min=0)
     # weights: (B, depth, z), two neighbours in each row
     mixed = torch.matmul(weights[:, None], volumes.flatten(3))
-    return mixed.reshape(*mixed.shape[:3], *volumes.shape[3:])
+    return mixed.reshape(volumes.shape[0], volumes.shape[1], depth, volumes.shape[3], volumes.shape[4])
 
 
 class RandomClips:

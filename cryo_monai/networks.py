@@ -17,7 +17,7 @@ INTENSITIES = ("min_max", "z_score", "percentile")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def scale_intensity(volumes: Tensor, how: str, *, percentiles: tuple[float, float] = (0.5, 99.5)) -> Tensor:
+def scale_intensity(volumes: Tensor, how: str) -> Tensor:
     """Scale each volume by its own intensities.
 
     Parameters
@@ -25,17 +25,17 @@ def scale_intensity(volumes: Tensor, how: str, *, percentiles: tuple[float, floa
     volumes : Tensor
         `(B, 1, z, y, x)`.
     how : str
-        ``"min_max"`` to [0, 1]; ``"percentile"`` to [0, 1] between two percentiles, clipped; ``"z_score"`` to mean 0
-        and standard deviation 1. A volume of one value becomes zero.
-    percentiles : tuple of float
-        For ``"percentile"``.
+        ``"min_max"`` to [0, 1]; ``"percentile"`` to [0, 1] between the percentiles 0.5 and 99.5, clipped; ``"z_score"``
+        to mean 0 and standard deviation 1. A volume of one value becomes zero.
     """
     flat = volumes.flatten(1).float()
     if how == "z_score":
-        low, high = flat.mean(1), flat.mean(1) + flat.std(1)
+        low = flat.mean(1)
+        high = low + flat.std(1)
     elif how == "percentile":
-        ranks = [max(1, min(flat.shape[1], round(p / 100 * flat.shape[1]))) for p in percentiles]
-        low, high = (flat.kthvalue(rank, dim=1).values for rank in ranks)
+        rank = max(1, int(0.005 * flat.shape[1]))
+        low = flat.kthvalue(rank, dim=1)[0]
+        high = flat.kthvalue(flat.shape[1] + 1 - rank, dim=1)[0]
     else:
         low, high = flat.amin(1), flat.amax(1)
     span = high - low
@@ -91,6 +91,8 @@ class VideoClassifier(nn.Module):
         When an argument is impossible.
     """
 
+    __jit_unused_properties__ = ("num_classes",)
+
     def __init__(
         self,
         num_classes: int,
@@ -116,7 +118,7 @@ class VideoClassifier(nn.Module):
             raise InputError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.backbone_name = backbone
         self.backbone_options = dict(backbone_options or {})
-        self.clip_size = tuple(int(size) for size in clip_size)
+        self.clip_size = [int(size) for size in clip_size]
         self.intensity = intensity
         self.mean = mean
         self.std = std
@@ -151,6 +153,14 @@ class VideoClassifier(nn.Module):
 
     def extract_features(self, clips: Tensor) -> Tensor:
         """Return pooled features `(B, F)`, float32, of clips made by `make_clips`."""
+        # TorchScript has neither these memory formats nor this autocast: it runs in float32.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            exported: Tensor = self.backbone(clips)
+            return exported
+        return self._extract_features(clips)
+
+    @torch.jit.unused
+    def _extract_features(self, clips: Tensor) -> Tensor:
         clips = clips.contiguous(memory_format=self.memory_format)
         device = clips.device
         lower = self.precision == "bfloat16" or (self.precision == "auto" and has_fast_bfloat16(device))
@@ -181,7 +191,7 @@ class VideoClassifier(nn.Module):
         return {
             "backbone": self.backbone_name,
             "backbone_options": self.backbone_options,
-            "clip_size": list(self.clip_size),
+            "clip_size": self.clip_size,
             "intensity": self.intensity,
             "mean": self.mean,
             "std": self.std,

@@ -26,13 +26,13 @@ def matrices(*parameters: ClipParameters, shape: tuple[int, ...] = SHAPE) -> Ten
 
 def test_same_size_without_matrices_is_the_volume_itself() -> None:
     volume = torch.rand(2, 1, *SHAPE)
-    assert resample_clips(volume, SHAPE) is volume
+    assert resample_clips(volume, list(SHAPE)) is volume
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_default_parameters_are_the_identity(device: str) -> None:
     volume = torch.rand(2, 1, *SHAPE, device=device)
-    same = resample_clips(volume, SHAPE, matrices(ClipParameters(), ClipParameters()).to(device))
+    same = resample_clips(volume, list(SHAPE), matrices(ClipParameters(), ClipParameters()).to(device))
     assert torch.allclose(same, volume, atol=1e-5)
 
 
@@ -40,8 +40,8 @@ def test_default_parameters_are_the_identity(device: str) -> None:
 def test_nothing_drawn_equals_monai_resize(clip_size: tuple[int, int, int]) -> None:
     volume = torch.rand(1, 1, *SHAPE)
     expected = Resize(clip_size, mode="trilinear")(volume[0]).as_tensor()[None]
-    assert torch.allclose(resample_clips(volume, clip_size), expected, atol=1e-6)
-    assert torch.allclose(resample_clips(volume, clip_size, matrices(ClipParameters())), expected, atol=1e-5)
+    assert torch.allclose(resample_clips(volume, list(clip_size)), expected, atol=1e-6)
+    assert torch.allclose(resample_clips(volume, list(clip_size), matrices(ClipParameters())), expected, atol=1e-5)
 
 
 def test_a_crop_equals_monai_crop_then_resize_inside() -> None:
@@ -49,7 +49,7 @@ def test_a_crop_equals_monai_crop_then_resize_inside() -> None:
     shape = (12, 16, 20)
     volume = smooth_volume(shape)
     parameters = ClipParameters(crop_fraction=0.5, crop_position=(0.0, 1.0, 0.5))
-    clip = resample_clips(volume, (24, 32, 40), matrices(parameters, shape=shape))[0]
+    clip = resample_clips(volume, [24, 32, 40], matrices(parameters, shape=shape))[0]
     box = SpatialCrop(roi_start=(0, 8, 5), roi_end=(6, 16, 15))(volume[0])
     expected = Resize((24, 32, 40), mode="trilinear")(box).as_tensor()
     inside = (slice(None), slice(2, -2), slice(2, -2), slice(2, -2))  # MONAI repeats the box's border, we see beyond
@@ -101,7 +101,7 @@ def _grid_matrix(rotation_deg: float, scale: float) -> np.ndarray:
 def test_rotation_turns_y_towards_x_rigidly_on_unequal_axes() -> None:
     volume = torch.zeros(1, 1, 5, 9, 13)
     volume[0, 0, 3, 6, 6] = 1  # two voxels from the centre (2, 4, 6) along +y, one along +z
-    turned = resample_clips(volume, (5, 9, 13), matrices(ClipParameters(rotation_deg=90), shape=(5, 9, 13)))
+    turned = resample_clips(volume, [5, 9, 13], matrices(ClipParameters(rotation_deg=90), shape=(5, 9, 13)))
     expected = torch.zeros_like(volume)
     expected[0, 0, 3, 4, 8] = 1  # two voxels along +x, z untouched
     assert torch.allclose(turned, expected, atol=1e-5)
@@ -110,7 +110,7 @@ def test_rotation_turns_y_towards_x_rigidly_on_unequal_axes() -> None:
 def test_translation_moves_content_along_y_and_x() -> None:
     volume = torch.zeros(1, 1, *SHAPE)
     volume[0, 0, 4, 5, 6] = 1
-    moved = resample_clips(volume, SHAPE, matrices(ClipParameters(translation=(2 / 12, -3 / 14))))
+    moved = resample_clips(volume, list(SHAPE), matrices(ClipParameters(translation=(2 / 12, -3 / 14))))
     expected = torch.zeros_like(volume)
     expected[0, 0, 4, 7, 3] = 1
     assert torch.allclose(moved, expected, atol=1e-5)
@@ -119,7 +119,7 @@ def test_translation_moves_content_along_y_and_x() -> None:
 def test_scale_magnifies() -> None:
     volume = torch.zeros(1, 1, 9, 9, 9)
     volume[0, 0, 4, 4, 6] = 1
-    larger = resample_clips(volume, (9, 9, 9), matrices(ClipParameters(scale=1.5), shape=(9, 9, 9)))
+    larger = resample_clips(volume, [9, 9, 9], matrices(ClipParameters(scale=1.5), shape=(9, 9, 9)))
     assert tuple(int(i) for i in torch.nonzero(larger == larger.max())[0][2:]) == (4, 4, 7)
 
 
@@ -129,8 +129,8 @@ def test_a_clip_does_not_depend_on_its_batch(seed: int, first: int) -> None:
     volumes = torch.rand(6, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
     clips = RandomClips(seed=seed)
     clips.set_epoch(2)
-    together = resample_clips(volumes, (8, 16, 16), clips.matrices(range(6), SHAPE))
-    alone = resample_clips(volumes[first : first + 1], (8, 16, 16), clips.matrices([first], SHAPE))
+    together = resample_clips(volumes, [8, 16, 16], clips.matrices(range(6), SHAPE))
+    alone = resample_clips(volumes[first : first + 1], [8, 16, 16], clips.matrices([first], SHAPE))
     assert torch.equal(together[first : first + 1], alone)
 
 

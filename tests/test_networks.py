@@ -201,6 +201,19 @@ def test_memory_format_does_not_change_scores() -> None:
     assert torch.allclose(last, first, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["min_max", "percentile", "z_score"])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_torchscript_takes_raw_volumes_and_equals_eager_float32(how: str, shortcut: str) -> None:
+    options = {**SMALL["backbone_options"], "shortcut": shortcut}  # type: ignore[dict-item]
+    network = small(intensity=how, backbone_options=options).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch, still what MONAI's ckpt_export makes
+        scripted = torch.jit.script(network)
+    volumes = torch.rand(2, 1, *SHAPE) * 40 - 7
+    with torch.no_grad():
+        assert torch.allclose(scripted(volumes), network(volumes), atol=1e-5)
+
+
 def test_class_names_travel_with_the_state_dict() -> None:
     network, other = small(), small()
     network.set_class_names(["a", "b ü", "c"])
