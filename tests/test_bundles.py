@@ -4,11 +4,13 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import numpy as np
 import pytest
 import torch
@@ -304,6 +306,24 @@ def test_create_workflow_and_training_ids_work(dataset_dir: Path, tmp_path: Path
     )
     workflow.run()
     assert (tmp_path / "models" / "model.pt").is_file()
+
+
+@EVERY_BUNDLE
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+@pytest.mark.filterwarnings("ignore:.*bundle.*:UserWarning")
+def test_monai_load_gives_the_network_with_its_weights(bundle: Path, tmp_path: Path) -> None:
+    # Checklist row 5, from another working directory, with weights for a network small enough for a test.
+    shutil.copytree(bundle, tmp_path / bundle.name)
+    for kind in ("train", "inference"):
+        file = tmp_path / bundle.name / "configs" / f"{kind}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **TINY_INFERENCE}))
+    network = load_workflow(tmp_path / bundle.name, "inference").parser.get_parsed_content("network_def")
+    (tmp_path / bundle.name / "models").mkdir(exist_ok=True)
+    torch.save(network.state_dict(), tmp_path / bundle.name / "models" / "model.pt")
+    for kind in ("train", "inference"):
+        loaded = monai.bundle.load(bundle.name, bundle_dir=str(tmp_path), workflow_type=kind, source="github")
+        for key, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), key
 
 
 def monai_bundle(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
