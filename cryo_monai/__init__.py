@@ -12,12 +12,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "CachedVolumes": "volumes",
+    "CachedVolumes": "datasets",
     "CheckpointHandler": "checkpoints",
     "ClipParameters": "clips",
     "EpochStart": "handlers",
     "EvaluationReport": "metrics",
-    "History": "handlers",
+    "History": "history",
     "InputError": "errors",
     "LoadVolumed": "volumes",
     "MRCReader": "mrc",
@@ -25,7 +25,7 @@ _HOME = {
     "PredictionWriter": "handlers",
     "Progress": "handlers",
     "RandomClips": "clips",
-    "ResumableSampler": "volumes",
+    "ResumableSampler": "datasets",
     "VideoClassifier": "networks",
     "accuracy": "metrics",
     "auc": "metrics",

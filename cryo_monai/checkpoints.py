@@ -21,11 +21,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from cryo_monai.datasets import ResumableSampler
 from cryo_monai.errors import InputError
 from cryo_monai.files import TEMPORARY, atomic_save
-from cryo_monai.handlers import History
+from cryo_monai.history import History
 from cryo_monai.networks import VideoClassifier, read_description
-from cryo_monai.volumes import ResumableSampler
 from cryo_monai.weights import load_tensors
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; run again with resume
@@ -43,11 +43,11 @@ def load_verified(path: str | os.PathLike[str]) -> dict[str, Any]:
         When the file is missing, damaged, or holds more than tensors and plain values.
     """
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such checkpoint")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such checkpoint; train first, or give --ckpt_path") from None
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise InputError(f"{file}: not a whole checkpoint ({error})") from error
     if damaged is not None:

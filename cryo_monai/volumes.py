@@ -1,11 +1,10 @@
-"""Any supported volume file or array -> a checked, channel-first tensor `(1, z, y, x)`; and a cache of them."""
+"""Any supported volume file or array -> a checked, channel-first tensor `(1, z, y, x)`."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
-from monai.data import CacheDataset
 from monai.transforms import MapTransform
 from torch import Tensor
-from torch.utils.data import Dataset
-from torch.utils.data.distributed import DistributedSampler
 
-from cryo_monai.errors import DatasetError, InputError, user_error
-from cryo_monai.mrc import MRC_SUFFIXES, read_mrc, read_mrc_header
+from cryo_monai.errors import InputError
+from cryo_monai.mrc import read_mrc
+from cryo_monai.mrc_header import MRC_SUFFIXES, read_mrc_header
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NUMPY_SUFFIXES = (".npy",)
@@ -211,100 +208,3 @@ class LoadVolumed(MapTransform):
                 name = str(item.get("path", key))
                 item[key] = checked_volume(source, name, nan=self.nan).to(self.device)
         return item
-
-
-class CachedVolumes(CacheDataset):
-    """MONAI's ``CacheDataset`` that reads every volume once, and reports everything wrong with a data set together.
-
-    Parameters
-    ----------
-    data : sequence of dict
-        Items with ``image`` and ``path``.
-    transform : transform
-        Deterministic preprocessing; see `LoadVolumed`.
-    also_check : sequence of dict
-        Items of the other splits: read and checked with these, so that a bad test volume is known before training, but
-        not kept.
-    num_workers : int
-        Threads that read files.
-    progress : bool
-        Show a progress bar.
-
-    Raises
-    ------
-    DatasetError
-        Naming each file that cannot be used, and each whose box size differs from the others'.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[dict[str, Any]],
-        transform: Any,
-        *,
-        also_check: Sequence[dict[str, Any]] = (),
-        num_workers: int = 2,
-        progress: bool = True,
-    ) -> None:
-        self._kept = len(data)
-        self._problems: dict[int, str] = {}
-        self._shapes: dict[int, tuple[int, ...]] = {}
-        every = [*data, *also_check]
-        super().__init__(data=every, transform=transform, num_workers=num_workers, progress=progress)
-        self._report_problems(every)
-        del self.data[self._kept :], self._cache[self._kept :]
-        self.cache_num = self._kept
-
-    def _load_cache_item(self, idx: int) -> Any:
-        try:
-            item = super()._load_cache_item(idx)
-        except (InputError, RuntimeError) as error:
-            # MONAI wraps what a transform raises in a RuntimeError.
-            cause = user_error(error)
-            if cause is None:
-                raise
-            self._problems[idx] = str(cause)
-            return None
-        self._shapes[idx] = tuple(item["image"].shape[1:])
-        return item if idx < self._kept else None
-
-    def _report_problems(self, data: Sequence[dict[str, Any]]) -> None:
-        problems = [self._problems[index] for index in sorted(self._problems)]
-        counts = Counter(self._shapes.values())
-        if len(counts) > 1:
-            usual, number = counts.most_common(1)[0]
-            problems += [
-                f"{data[index]['path']}: box size {shape} differs from the {number} volumes of {usual}"
-                for index, shape in sorted(self._shapes.items())
-                if shape != usual
-            ]
-        if problems:
-            raise DatasetError("data set", problems)
-
-
-class ResumableSampler(DistributedSampler[Any]):
-    """Random order that depends on (seed, epoch) alone, and can start in the middle of an epoch.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        What is sampled.
-    seed : int
-        Same seed, same orders. MONAI's engines set the epoch.
-    num_replicas, rank : int
-        For data-parallel training: each rank takes its share of one order.
-
-    Attributes
-    ----------
-    skip : int
-        How many samples the next iteration leaves out at its start; it returns to 0.
-    """
-
-    def __init__(self, dataset: Dataset[Any], *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        # torch adds the epoch to the seed: a stride keeps the epochs of neighbouring seeds apart.
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed * 100_003)
-        self.skip = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        order = list(super().__iter__())[self.skip :]
-        self.skip = 0
-        return iter(order)

@@ -54,7 +54,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"{file}: no such checkpoint")
+        raise InputError(f"{file}: no such file of weights; get it as README says, or give --weights PATH")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

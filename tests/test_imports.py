@@ -13,9 +13,9 @@ PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
     "ground": ["errors", "files"],
-    "data": ["mrc", "volumes", "datalists", "medmnist3d", "simulation"],
+    "data": ["mrc_header", "mrc", "volumes", "datasets", "datalists", "medmnist3d", "simulation"],
     "network": ["clips", "backbones", "networks", "weights"],
-    "run": ["metrics", "handlers", "checkpoints", "workflows", "runs"],
+    "run": ["metrics", "history", "handlers", "checkpoints", "workflows", "runs"],
     "command": ["__main__"],
 }
 MAY_IMPORT = {

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from monai.transforms import LoadImage
 
 from cryo_monai.errors import InputError
-from cryo_monai.mrc import MRCReader, read_mrc, read_mrc_header, write_mrc
+from cryo_monai.mrc import MRCReader, read_mrc, write_mrc
+from cryo_monai.mrc_header import read_mrc_header
 
 SHAPE = (10, 12, 14)
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from monai.transforms import Compose
 
+from cryo_monai.datasets import CachedVolumes, ResumableSampler
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.mrc import write_mrc
-from cryo_monai.volumes import CachedVolumes, LoadVolumed, ResumableSampler, check_volume_file, read_volume
+from cryo_monai.volumes import LoadVolumed, check_volume_file, read_volume
 
 SHAPE = (10, 12, 14)
 
