@@ -11,6 +11,9 @@ from typing import Any
 import fire
 import fire.decorators
 
+# Where Fire keeps how to parse a verb's arguments; under its own name it would be listed in every help.
+fire.decorators.FIRE_METADATA = "_fire_metadata"
+
 
 def simulate(
     output_dir: str,
@@ -41,7 +44,8 @@ def simulate(
         max_tilt_deg: the tilt series runs from minus to plus this angle.
         defocus_um: underfocus in µm.
         max_shift: largest shift of a particle along each axis, in voxels.
-        classes: comma-separated names of built-in assemblies; all ten by default.
+        classes: comma-separated names of built-in assemblies; by default all ten: c2_64kda, c2_84kda, c7_400kda,
+            d2_140kda, d3_290kda, d3_310kda, d4_540kda, d7_300kda, o_440kda, t_200kda.
         seed: same seed, same data.
         device: cpu or cuda.
     """
@@ -75,12 +79,15 @@ def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False
         bundle: bundle folder, such as bundles/subtomogram_classification.
         output_dir: run folder for checkpoints (models/), metrics.json, metrics.csv, tensorboard/ and run.json.
         overlays: comma-separated JSON files that change the recipe, such as configs/quickstart.json.
-        resume: go on with the run in output_dir.
-        ids: any id of the bundle's train.json, such as --dataset_dir DIR, --lr 0.001, --train#random_clips#crop_prob 0.
+        resume: go on with the run in output_dir; what it was started with need not be given again.
+        ids: any id of the bundle's train.json: --dataset_dir DIR, --num_classes N (10 in the cryo-ET bundle), --seed,
+            --split [3,1,1], --lr, --max_epochs, --batch_size, --device cpu, --cache_device cuda, --nan mean,
+            --optimizer @optimizers#adam, --train#random_clips#crop_prob 0 ...
     """
     from cryo_monai.runs import train_bundle
 
     train_bundle(bundle, output_dir, overlays=_list(overlays), resume=resume, ids=ids)
+    print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
 
 
 def evaluate(run_dir: str, **ids: str) -> None:
@@ -130,16 +137,17 @@ def quickstart(
         snr: signal-to-noise ratio of the simulation.
         seed: of simulation and training.
     """
-    from cryo_monai.runs import classify_with_run, evaluate_run, summarise, train_bundle
+    from cryo_monai.runs import classify_with_run, evaluate_run, has_state, summarise, train_bundle
 
     data = f"{output_dir}/data"
     settings = {"num_per_class": num_per_class, "snr": snr, "seed": seed}
     print(f"$ cryo-monai simulate {data}" + "".join(f" --{name} {value}" for name, value in settings.items()))
     simulate(data, num_per_class=num_per_class, snr=snr, seed=seed)
-    print(f"$ cryo-monai train {bundle} {output_dir} --overlays {overlays} --dataset_dir {data} --seed {seed} --resume")
-    train_bundle(
-        bundle, output_dir, overlays=_list(overlays), resume=True, ids={"dataset_dir": data, "seed": str(seed)}
-    )
+    resume = has_state(output_dir)
+    options = f"--overlays {overlays} --dataset_dir {data} --seed {seed}" + (" --resume" if resume else "")
+    print(f"$ cryo-monai train {bundle} {output_dir} {options}")
+    ids = {"dataset_dir": data, "seed": str(seed)}
+    train_bundle(bundle, output_dir, overlays=_list(overlays), resume=resume, ids=ids)
     print(f"$ cryo-monai evaluate {output_dir}")
     evaluate_run(output_dir)
     print(f"$ cryo-monai classify {output_dir} {data}/dataset.json")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from torch import nn
 
 from cryo_monai.datasets import ResumableSampler
@@ -114,6 +115,8 @@ class CheckpointHandler:
         To count it.
     class_names : sequence of str
         Saved with the weights.
+    metrics : mapping, optional
+        Training metrics by name, whose sums belong to an unfinished epoch.
     resume : bool
         Go on from ``last.pt`` when there is one.
     recipe : mapping, optional
@@ -131,6 +134,7 @@ class CheckpointHandler:
         sampler: ResumableSampler,
         batch_size: int,
         class_names: Sequence[str],
+        metrics: Mapping[str, Metric] | None = None,
         resume: bool = False,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
@@ -146,11 +150,12 @@ class CheckpointHandler:
         self.sampler = sampler
         self.batch_size = batch_size
         self.class_names = list(class_names)
+        self.metrics = dict(metrics or {})
         self.resume = resume
         self.recipe = dict(recipe or {})
         self.signal: int | None = None
         self._previous_handlers: dict[int, Any] = {}
-        self._random_state: torch.Tensor | None = None
+        self._unfinished: dict[str, Any] | None = None
 
     @property
     def last(self) -> Path:
@@ -165,7 +170,7 @@ class CheckpointHandler:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._restore_random_state)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._restore_unfinished_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_on_signal)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_epoch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -227,20 +232,23 @@ class CheckpointHandler:
         engine.state.epoch = state["iteration"] // engine.state.epoch_length
         done = state["iteration"] % engine.state.epoch_length
         self.sampler.skip = done * self.batch_size
-        self._random_state = state["random_state"] if done else None
+        self._unfinished = state if done else None
         logger.info("%s: resuming after epoch %d, iteration %d", self.last, engine.state.epoch, state["iteration"])
 
-    def _restore_random_state(self, engine: Engine) -> None:
-        """Mid-epoch, go on with the random numbers of dropout; every epoch else starts from its own seed."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
-            self._random_state = None
+    def _restore_unfinished_epoch(self, engine: Engine) -> None:
+        """Go on with dropout's random numbers and the metrics' sums, which the start of the epoch has set anew."""
+        if self._unfinished is not None:
+            torch.set_rng_state(self._unfinished["random_state"])
+            for name, metric in self.metrics.items():
+                metric.load_state_dict(self._unfinished["metrics"][name])
+            self._unfinished = None
 
     def _state(self, engine: Engine) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts.items()} | {
             "iteration": engine.state.iteration,
             "epoch_length": engine.state.epoch_length,
             "random_state": torch.get_rng_state(),
+            "metrics": {name: dict(metric.state_dict()) for name, metric in self.metrics.items()},
             "recipe": self.recipe,
         }
 

@@ -69,7 +69,7 @@ def load_datalist(
         lists, class_names = _read_json(datalist_file)
         lists = _with_missing_splits(lists, class_names, split, seed, datalist_file)
     else:
-        lists, class_names = _read_class_folders(source, split, seed)
+        lists, class_names = _read_class_folders(source, split, seed, permissive)
     if num_classes is not None and len(class_names) != num_classes:
         raise InputError(
             f"{source}: {len(class_names)} classes ({', '.join(class_names)}), but the network has {num_classes}; "
@@ -103,7 +103,7 @@ def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> l
     """
     source = Path(path)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give the volumes with --dataset_dir")
+        raise InputError(f"{source}: no such file or folder")
     if source.suffix == ".json":
         content = _load_json(source)
         items = content if isinstance(content, list) else [i for s in SPLITS for i in content.get(s, [])]
@@ -154,7 +154,9 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _read_class_folders(source: Path, split: Sequence[float], seed: int) -> tuple[dict[str, list[Item]], list[str]]:
+def _read_class_folders(
+    source: Path, split: Sequence[float], seed: int, permissive: bool
+) -> tuple[dict[str, list[Item]], list[str]]:
     if not source.is_dir():
         raise InputError(f"{source}: neither a folder per class nor a datalist JSON")
     folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -172,7 +174,7 @@ def _read_class_folders(source: Path, split: Sequence[float], seed: int) -> tupl
             problems.append(f"{folder}: class without volumes")
         items += [{"image": str(p), "label": label, "path": str(p)} for p in volumes]
     if problems:
-        raise DatasetError(str(source), problems)
+        raise DatasetError(str(source), problems + _file_problems({"data": items}, permissive))
     class_names = [folder.name for folder in folders]
     return stratified_split(items, class_names, split, seed, source=str(source)), class_names
 
@@ -227,7 +229,9 @@ def stratified_split(
     for label, class_name in enumerate(class_names):
         members = sorted((i for i in items if i["label"] == label), key=lambda i: str(i["path"]))
         if len(members) < 3:
-            problems.append(f"{class_name}: {len(members)} volumes are too few for training, validation and test")
+            problems.append(
+                f"{class_name}: {len(members)} volumes are too few for training, validation and test (3 at least)"
+            )
             continue
         order = np.random.default_rng([seed, label]).permutation(len(members))
         held_out = np.maximum(1, np.round(fractions[1:] * len(members)).astype(int))

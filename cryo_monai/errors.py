@@ -29,9 +29,11 @@ class DatasetError(InputError):
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        shown = "\n".join(f"  {problem}" for problem in self.problems)
-        noun = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__(f"{source}: {len(self.problems)} {noun}\n{shown}")
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            shown = "\n".join(f"  {problem}" for problem in self.problems)
+            super().__init__(f"{source}: {len(self.problems)} problems\n{shown}")
 
 
 class DivergedError(CryoMonaiError, RuntimeError):

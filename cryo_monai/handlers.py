@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from tqdm.auto import tqdm
 
 from cryo_monai.errors import CryoMonaiError
 from cryo_monai.history import History
+
+logger = logging.getLogger(__name__)
 
 
 class HasEpoch(Protocol):
@@ -168,7 +171,7 @@ class PredictionWriter:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self._partial.open("w", newline="", encoding="utf-8")
         except OSError as error:
-            raise CryoMonaiError(f"{self._partial}: cannot be written ({error.strerror})") from error
+            raise CryoMonaiError(f"{self.file}: cannot be written ({error.strerror})") from error
         self._table = csv.writer(self._stream)
         self._table.writerow(["path", "class_name", *(f"p_{name}" for name in self.network.class_names)])
 
@@ -182,3 +185,4 @@ class PredictionWriter:
     def _close(self, engine: Engine) -> None:
         self._stream.close()
         os.replace(self._partial, self.file)
+        logger.info("predictions: %s", self.file)

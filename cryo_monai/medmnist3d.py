@@ -95,8 +95,9 @@ def _download_medmnist(class_name: str, file: Path, size: int, url: str, md5: st
         file.parent.mkdir(parents=True, exist_ok=True)
         getattr(medmnist, class_name)(split="train", root=str(file.parent), size=size, download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error.__context__ or error).split())
         raise InputError(
-            f"{file}: download failed ({str(error).splitlines()[0]}); fetch {url} (md5 {md5}) and put it there"
+            f"{file}: download failed ({reason[:120]}); fetch {url} (md5 {md5}) and put it there"
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -186,6 +189,8 @@ class EvaluationReport:
         atomic_write_text(self.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
         atomic_write_text(self.folder / "confusion_matrix.csv", _table(["true class", *names], confusion))
         atomic_write_text(self.folder / f"{self.split}_predictions.csv", _table(header, predictions))
+        auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
+        logger.info("%s: accuracy %.3f, AUC %s", self.folder / "evaluation.json", numbers["accuracy"], auc)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cryo_monai.errors import InputError
+from ignite.engine import Engine, Events
+
+from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
 from cryo_monai.workflows import load_workflow, run_workflow
 
@@ -35,7 +37,7 @@ def train_bundle(
     overlays : sequence of path
         See `load_workflow`.
     resume : bool
-        Go on with the run in this folder.
+        Go on with the run in this folder; what it was started with need not be given again.
     ids : mapping, optional
         Overrides; see `load_workflow`.
 
@@ -45,16 +47,29 @@ def train_bundle(
         One line for anything the user can mend.
     """
     folder = Path(output_dir)
-    overrides = {**(ids or {}), **_locations(folder), "resume": resume}
+    given = {name: _absolute(value) for name, value in (ids or {}).items()}
+    overlays = [str(Path(overlay).resolve()) for overlay in overlays]
+    if has_state(folder) and not resume:
+        raise InputError(f"{folder}: holds a run; add --resume to go on with it, or choose another output_dir")
+    if resume:
+        if not has_state(folder):
+            raise InputError(f"{folder}: nothing to resume there; start without --resume")
+        _, before = _read_run(folder)
+        given = {**before["ids"], **given}
+        overlays = overlays or before["overlays"]
+    overrides = {**given, **_locations(folder), "resume": resume}
     workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
-    record = {
-        "bundle": str(Path(bundle).resolve()),
-        "overlays": [str(Path(overlay).resolve()) for overlay in overlays],
-        "ids": dict(ids or {}),
-        "command": sys.argv,
-    }
-    atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
-    run_workflow(workflow)
+    record = {"bundle": str(Path(bundle).resolve()), "overlays": overlays, "ids": given, "command": sys.argv}
+
+    def note(engine: Engine) -> None:
+        atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+    with unwrapped_errors():
+        workflow.initialize()
+        # Noted once data and checkpoint are found good, so that a refused call leaves an earlier run as it was.
+        workflow.parser.get_parsed_content("train#trainer").add_event_handler(Events.STARTED, note)
+        workflow.run()
+        workflow.finalize()
 
 
 def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -128,6 +143,17 @@ def summarise(run_dir: str | os.PathLike[str]) -> str:
     }
     lines += [f"  {folder / name}  {text}" for name, text in names.items() if (folder / name).exists()]
     return "\n".join(lines)
+
+
+def has_state(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether there is a training to resume in a run folder."""
+    models = Path(run_dir) / "models"
+    return (models / "last.pt").exists() or (models / "previous.pt").exists()
+
+
+def _absolute(value: Any) -> Any:
+    """Make a path that exists independent of the working directory."""
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
 
 
 def _locations(folder: Path) -> dict[str, str]:

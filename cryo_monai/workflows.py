@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -64,15 +65,21 @@ def load_workflow(
     for identifier, value in (overrides or {}).items():
         if identifier not in parser:
             raise InputError(f"--{_unknown(identifier, [parser])}")
-        typed[identifier] = _typed(value, parser[identifier])
+        typed[identifier] = _typed(identifier, value, parser[identifier])
     typed.setdefault("bundle_root", str(bundle))
-    return ConfigWorkflow(
-        workflow_type=WORKFLOW_TYPES[kind],
-        config_file=[str(file) for file in (*files, *overlays)],
-        meta_file=str(configs / "metadata.json"),
-        logging_file=str(configs / "logging.conf"),
-        **typed,
-    )
+    monai_logger = logging.getLogger("monai.bundle.workflows")
+    level = monai_logger.level
+    monai_logger.setLevel(logging.ERROR)  # it warns of overlays in another folder, which is where ours are
+    try:
+        return ConfigWorkflow(
+            workflow_type=WORKFLOW_TYPES[kind],
+            config_file=[str(file) for file in (*files, *overlays)],
+            meta_file=str(configs / "metadata.json"),
+            logging_file=str(configs / "logging.conf"),
+            **typed,
+        )
+    finally:
+        monai_logger.setLevel(level)
 
 
 def run_workflow(workflow: ConfigWorkflow) -> None:
@@ -117,15 +124,39 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[str]:
                 yield from _flatten(value, f"{prefix}{key}#")
 
 
-def _typed(value: Any, configured: Any) -> Any:
+def _typed(identifier: str, value: Any, configured: Any) -> Any:
     """Read text from the command line as the type that the configuration has there."""
     if not isinstance(value, str) or value.startswith(("$", "@", "%")):
         return value
-    if isinstance(configured, str) and not configured.startswith(("$", "@", "%")):
-        return value
-    if value in ("True", "False", "None"):
-        return {"True": True, "False": False, "None": None}[value]
+    if isinstance(configured, str):
+        if configured.startswith("@"):
+            raise InputError(f"--{identifier} {value}: give a reference, such as {configured}")
+        if not configured.startswith(("$", "%")):
+            return value
     try:
-        return json.loads(value)
+        read = {"True": True, "False": False, "None": None}[value] if value in _WORDS else json.loads(value)
     except ValueError:
-        return value
+        read = value
+    expected = _expected(configured, read)
+    if expected:
+        raise InputError(f"--{identifier} {value}: give {expected}, as {json.dumps(configured)}")
+    return read
+
+
+_WORDS = ("True", "False", "None")
+
+
+def _expected(configured: Any, value: Any) -> str | None:
+    """Say what should have been given, when a value cannot stand for the configured one."""
+    if isinstance(configured, bool):
+        return None if isinstance(value, bool) else "True or False"
+    if isinstance(configured, int):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and (value >= 0 or configured < 0) else "a whole number that is not negative"
+    if isinstance(configured, float):
+        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
+    if isinstance(configured, list):
+        return None if isinstance(value, list) else "a list"
+    if isinstance(configured, dict):
+        return None if isinstance(value, dict) else "an object"
+    return None

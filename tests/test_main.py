@@ -47,13 +47,25 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
     ]
     done = cryo_monai(*train, "--max_epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = cryo_monai(*train, "--resume", cwd=tmp_path)
+    refused = cryo_monai(*train, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "error: run: holds a run; add --resume" in refused.stderr
+    (tmp_path / "data" / "junk").mkdir()
+    before = (tmp_path / "run" / "run.json").read_text()
+    done = cryo_monai("train", train[1], "run", "--resume", "--dataset_dir", "data/junk", cwd=tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / "run" / "run.json").read_text() == before  # a refused call changes nothing
+    # All but the number of epochs is known from before.
+    done = cryo_monai("train", train[1], "run", "--resume", "--max_epochs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch 1" in done.stderr
-    done = cryo_monai("evaluate", "run", cwd=tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = cryo_monai("evaluate", "../run", cwd=elsewhere)  # paths in run.json do not depend on where one stands
     assert done.returncode == 0, done.stderr
     assert "test split: 4 volumes, 2 classes" in done.stdout
     assert "run/models/model.pt" in done.stdout
+    assert done.stderr.count("\n") < 12, done.stderr
     done = cryo_monai("classify", "run", "data/c2_64kda", "--output", "p.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
@@ -70,6 +82,11 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
         (["train", str(SUBTOMOGRAMS), "run", "--resume", "maybe"], "--resume maybe: give True or False"),
         (["train", str(SUBTOMOGRAMS), "run", "--epochz", "5"], "--epochz: no such id in this bundle"),
         (["train", str(SUBTOMOGRAMS), "run", "--max_epoch", "5"], "did you mean max_epochs?"),
+        (["train", str(SUBTOMOGRAMS), "run", "--lr", "abc"], "--lr abc: give a number, as 0.0001"),
+        (["train", str(SUBTOMOGRAMS), "run", "--batch_size", "-1"], "--batch_size -1: give a whole number"),
+        (["train", str(SUBTOMOGRAMS), "run", "--clip_size", "32"], "--clip_size 32: give a list, as [32, 128, 128]"),
+        (["train", str(SUBTOMOGRAMS), "run", "--optimizer", "sgd"], "give a reference, such as @optimizers#sgd"),
+        (["train", str(SUBTOMOGRAMS), "run", "--resume"], "run: nothing to resume there"),
         (["train", "nowhere", "run"], "no such file"),
         (["train", str(SUBTOMOGRAMS), "run", "--overlays", "x.json"], "x.json: no such file"),
         (["train", str(SUBTOMOGRAMS), "run", "--dataset_dir", "nowhere"], "nowhere: no such file or folder"),

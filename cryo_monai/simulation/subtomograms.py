@@ -296,13 +296,14 @@ def _write_class(
     progress: Callable[[int], object] | None,
 ) -> list[dict[str, Any]]:
     """Write the volumes of one class, then its truth; return the truth at once when it is already there."""
-    record = folder / assembly.name / "truth.json"
+    record = folder / f"{assembly.name}.truth.json"
     if record.is_file():
         kept: list[dict[str, Any]] = json.loads(record.read_text())
         if progress:
             progress(len(kept))
         return kept
-    record.parent.mkdir(exist_ok=True)
+    volumes_dir = folder / assembly.name
+    volumes_dir.mkdir(exist_ok=True)
     truths: list[dict[str, Any]] = []
     for start in range(0, num_per_class, batch_size):
         numbers = range(start, min(start + batch_size, num_per_class))
@@ -310,7 +311,7 @@ def _write_class(
         for truth, volume in zip(batch.truth, batch.volumes.cpu().numpy(), strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                write_mrc(record.parent / f"{truth['number']:05d}.mrc", volume, voxel_size=settings.voxel_size)
+                write_mrc(volumes_dir / f"{truth['number']:05d}.mrc", volume, voxel_size=settings.voxel_size)
         truths += batch.truth
         if progress:
             progress(len(numbers))
