@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryo_monai.errors import DatasetError, InputError
-from cryo_monai.volumes import VOLUME_SUFFIXES, check_volume_file, is_volume_file
+from cryo_monai.volumes import VOLUME_SUFFIXES, check_volume_file, checked_volume, is_volume_file, read_volume
 
 SPLITS = ("training", "validation", "test")
 Item = dict[str, Any]
@@ -30,6 +30,7 @@ def load_datalist(
     split: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
     permissive: bool = False,
+    nan: str = "error",
 ) -> Datalist:
     """Read a labelled data set and check everything that can be checked without reading voxels.
 
@@ -47,6 +48,9 @@ def load_datalist(
         Seed of that split.
     permissive : bool
         Accept old MRC files; see `read_mrc`.
+    nan : str
+        See `checked_volume`. A list of problems that is made anyway includes voxels that are not finite, unless they
+        are to be filled; otherwise voxels are checked where they are read once, by `CachedVolumes`.
 
     Returns
     -------
@@ -57,9 +61,10 @@ def load_datalist(
     ------
     DatasetError
         Every problem found, one line each: missing or unreadable files, unknown extensions, labels out of range,
-        classes that are empty or absent from a split, files in two splits, mixed box sizes.
+        classes that are empty or absent from a split, files in two splits, mixed box sizes, a number of classes that is
+        not ``num_classes``.
     InputError
-        When there is no data set at this place, or when its number of classes is not ``num_classes``.
+        When there is no data set at this place.
     """
     source = Path(dataset_dir)
     if not source.exists():
@@ -69,15 +74,14 @@ def load_datalist(
         lists, class_names = _read_json(datalist_file)
         lists = _with_missing_splits(lists, class_names, split, seed, datalist_file)
     else:
-        lists, class_names = _read_class_folders(source, split, seed, permissive)
+        lists, class_names = _read_class_folders(source, split, seed, permissive, nan)
+    problems = _label_problems(lists, class_names)
     if num_classes is not None and len(class_names) != num_classes:
-        raise InputError(
+        problems.append(
             f"{source}: {len(class_names)} classes ({', '.join(class_names)}), but the network has {num_classes}; "
             f"add --num_classes {len(class_names)}"
         )
-    problems = _label_problems(lists, class_names) + _file_problems(lists, permissive)
-    if problems:
-        raise DatasetError(str(source), problems)
+    _raise_problems(source, problems, lists, permissive, nan)
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(class_names)}
 
 
@@ -155,7 +159,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def _read_class_folders(
-    source: Path, split: Sequence[float], seed: int, permissive: bool
+    source: Path, split: Sequence[float], seed: int, permissive: bool, nan: str
 ) -> tuple[dict[str, list[Item]], list[str]]:
     if not source.is_dir():
         raise InputError(f"{source}: neither a folder per class nor a datalist JSON")
@@ -174,7 +178,7 @@ def _read_class_folders(
             problems.append(f"{folder}: class without volumes")
         items += [{"image": str(p), "label": label, "path": str(p)} for p in volumes]
     if problems:
-        raise DatasetError(str(source), problems + _file_problems({"data": items}, permissive))
+        _raise_problems(source, problems, {"data": items}, permissive, nan)
     class_names = [folder.name for folder in folders]
     return stratified_split(items, class_names, split, seed, source=str(source)), class_names
 
@@ -255,6 +259,23 @@ def _label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[s
         counts = Counter(item["label"] for item in items if isinstance(item["label"], int))
         problems += [f"class {c!r} has no volume in {name}" for n, c in enumerate(class_names) if not counts[n]]
     return problems
+
+
+def _raise_problems(
+    source: Path, problems: Sequence[str], lists: Mapping[str, Sequence[Item]], permissive: bool, nan: str
+) -> None:
+    """Raise what is wrong with the files and what was known before, if anything is; then voxels are looked at too."""
+    every = [*problems, *_file_problems(lists, permissive)]
+    if not every:
+        return
+    named = "\n".join(every)
+    for item in (item for items in lists.values() for item in items):
+        if nan == "error" and f"{item['path']}: " not in named:
+            try:
+                checked_volume(read_volume(item["path"], permissive=permissive), item["path"])
+            except InputError as error:
+                every.append(str(error))
+    raise DatasetError(str(source), every)
 
 
 def _file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list[str]:

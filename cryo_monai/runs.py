@@ -16,6 +16,7 @@ from cryo_monai.files import atomic_write_text
 from cryo_monai.workflows import load_workflow, run_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
+PLACES = ("dataset_dir", "weights")  # ids that name files, kept as absolute paths
 
 
 def train_bundle(
@@ -47,7 +48,7 @@ def train_bundle(
         One line for anything the user can mend.
     """
     folder = Path(output_dir)
-    given = {name: _absolute(value) for name, value in (ids or {}).items()}
+    given = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
     if has_state(folder) and not resume:
         raise InputError(f"{folder}: holds a run; add --resume to go on with it, or choose another output_dir")

@@ -248,7 +248,7 @@ def start(dataset_dir: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]
 
 
 def wait_for_epochs(run_dir: Path, process: subprocess.Popen[str], count: int) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         table = run_dir / "metrics.csv"
         if table.exists() and len(table.read_text().splitlines()) > count:
             return

@@ -65,10 +65,15 @@ def test_all_problems_of_a_folder_are_listed_at_once(tmp_path: Path) -> None:
     folder = make_folders(tmp_path / "data", {"a": 5, "b": 5, "c": 5})
     write_mrc(folder / "a" / "1.mrc", np.ones((9, 9, 9), "f4"), voxel_size=1.0)
     (folder / "b" / "2.mrc").write_bytes((folder / "b" / "2.mrc").read_bytes()[:-7])
+    raw = bytearray((folder / "c" / "4.mrc").read_bytes())
+    raw[1024:1028] = np.float32(np.nan).tobytes()
+    (folder / "c" / "4.mrc").write_bytes(raw)
     with pytest.raises(DatasetError) as caught:
-        load_datalist(folder)
+        load_datalist(folder, num_classes=10)
     text = str(caught.value)
-    assert len(caught.value.problems) == 2
+    assert len(caught.value.problems) == 4
+    assert "add --num_classes 3" in text
+    assert re.search(r"c/4\.mrc: 1 voxels are NaN", text)
     assert re.search(r"a/1\.mrc: box size \(9, 9, 9\)", text)
     assert re.search(r"b/2\.mrc: truncated", text)
 
