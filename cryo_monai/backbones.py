@@ -178,8 +178,9 @@ class SmallMapConv3d(nn.Conv3d):
     """A convolution that pads maps smaller than its kernel explicitly when it runs on a CPU.
 
     oneDNN's bfloat16 kernel for AVX512-BF16 without AMX (seen: v3.13.3, ``jit_bf16:avx512_core_bf16``) reads memory it
-    never wrote when it computes weight gradients of such maps with implicit padding: gradients become NaN, or merely
-    wrong. The paper's network meets this in its last stage, whose maps are 2 x 4 x 4. Padding them is exact and cheap.
+    never wrote when it computes weight gradients of such maps with implicit padding: gradients hold whatever was there,
+    NaN included. The paper's network meets this in its last stage, whose maps are 2 x 4 x 4. Padding them is exact and
+    cheap.
     """
 
     @torch.jit.unused
