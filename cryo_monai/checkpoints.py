@@ -76,7 +76,8 @@ def load_checkpoint(network: VideoClassifier, path: str | os.PathLike[str]) -> V
     weights = content.get("network", content)
     if "_extra_state" not in weights:
         raise InputError(f"{path}: not a checkpoint of VideoClassifier (no class names in it)")
-    saved, wanted = read_description(weights["_extra_state"]), network.description()
+    # Both as JSON gives them back, so that tuples and lists compare equal.
+    saved, wanted = (read_description(state) for state in (weights["_extra_state"], network.get_extra_state()))
     names = saved.pop("class_names")
     if len(names) != network.num_classes:
         raise InputError(

@@ -219,6 +219,14 @@ def test_class_names_and_weights_come_back(uninterrupted: Path) -> None:
     assert torch.equal(network.state_dict()["head.1.weight"], final_state(uninterrupted)["network"]["head.1.weight"])
 
 
+def test_options_given_as_tuples_are_the_same_network(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"backbone": "resnet18", "backbone_options": {"widths": (4, 8, 16, 32)}}
+    network, other = (VideoClassifier(3, clip_size=(16, 16, 16), **options) for _ in range(2))
+    atomic_save(network.state_dict(), tmp_path / "model.pt")
+    load_checkpoint(other, tmp_path / "model.pt")
+    assert torch.equal(other.state_dict()["head.1.weight"], network.state_dict()["head.1.weight"])
+
+
 def test_metrics_files_agree_and_name_the_best_epoch(uninterrupted: Path) -> None:
     content = json.loads((uninterrupted / "metrics.json").read_text())
     rows = list(csv.DictReader((uninterrupted / "metrics.csv").read_text().splitlines()))
