@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import fire
-import fire.decorators
-
-# Where Fire keeps how to parse a verb's arguments; under its own name it would be listed in every help.
-fire.decorators.FIRE_METADATA = "_fire_metadata"
+from cryo_monai.command_line import Verbs, run, split_list
 
 
 def simulate(
@@ -86,7 +80,7 @@ def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False
     """
     from cryo_monai.runs import train_bundle
 
-    train_bundle(bundle, output_dir, overlays=_list(overlays), resume=resume, ids=ids)
+    train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, ids=ids)
     print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
 
 
@@ -147,7 +141,7 @@ def quickstart(
     options = f"--overlays {overlays} --dataset_dir {data} --seed {seed}" + (" --resume" if resume else "")
     print(f"$ cryo-monai train {bundle} {output_dir} {options}")
     ids = {"dataset_dir": data, "seed": str(seed)}
-    train_bundle(bundle, output_dir, overlays=_list(overlays), resume=resume, ids=ids)
+    train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, ids=ids)
     print(f"$ cryo-monai evaluate {output_dir}")
     evaluate_run(output_dir)
     print(f"$ cryo-monai classify {output_dir} {data}/dataset.json")
@@ -155,87 +149,101 @@ def quickstart(
     print(summarise(output_dir))
 
 
-VERBS: dict[str, Callable[..., None]] = {
+def list_weights(backbone: str = "") -> None:
+    """List the public weights: name, data set, accuracy, licence, and whether they are here.
+
+    Args:
+        backbone: only those of this backbone.
+    """
+    from cryo_monai.downloads import cached_path, pinned_hash
+    from cryo_monai.weight_records import RECORDS
+
+    rows: list[tuple[str, ...]] = [("name", "backbone", "data set", "top-1", "licence", "pinned", "here")]
+    for record in RECORDS:
+        if backbone in ("", record.backbone):
+            top1 = "" if record.top1 is None else f"{record.top1:.1f} %"
+            marks = ("yes" if there else "no" for there in (pinned_hash(record), cached_path(record).is_file()))
+            rows.append((record.name, record.backbone, record.dataset, top1, record.licence, *marks))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def fetch_weights(name: str, sha256: str = "") -> None:
+    """Download weights into the cache folder and verify them; the same call goes on with a download that was cut.
+
+    Args:
+        name: as `weights list` shows it.
+        sha256: hash that the file must have, for weights that are not pinned yet.
+    """
+    from cryo_monai.downloads import fetch_weights as fetch
+    from cryo_monai.weight_records import look_up_record
+
+    with _download_bar(name) as progress:
+        path = fetch(look_up_record(name), sha256 or None, progress)
+    print(f"{path}\nuse it with: --weights {name}")
+
+
+def pin_weights(name: str, file: str = "") -> None:
+    """Take the hash of published weights, on a connected machine that you trust, so that others can verify theirs.
+
+    Args:
+        name: as `weights list` shows it.
+        file: JSON to write to; weight_pins.json in the cache folder by default.
+    """
+    from pathlib import Path
+
+    from cryo_monai.downloads import pin_weights as pin
+    from cryo_monai.weight_records import look_up_record
+
+    with _download_bar(name) as progress:
+        written, sha256 = pin(look_up_record(name), Path(file) if file else None, progress)
+    print(f"{name}: SHA-256 {sha256}, kept in {written}")
+
+
+def inspect_weights(file: str) -> None:
+    """Say what a file of weights is and which backbones it fits, or fits nearly.
+
+    Args:
+        file: as its publisher wrote it, or a checkpoint of this package.
+    """
+    from cryo_monai.weights import inspect_weights as inspect
+
+    print(inspect(file))
+
+
+@contextmanager
+def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function that shows bytes there are and bytes there will be, from its first call on."""
+    from tqdm.auto import tqdm
+
+    bars: list[tqdm[None]] = []
+
+    def show(there: int, total: int | None) -> None:
+        if not bars:
+            bars.append(tqdm(desc=name, total=total, unit="B", unit_scale=True, unit_divisor=1024))
+        bars[0].update(there - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+VERBS: Verbs = {
     "simulate": simulate,
     "train": train,
     "evaluate": evaluate,
     "classify": classify,
     "quickstart": quickstart,
+    "weights": {"list": list_weights, "fetch": fetch_weights, "inspect": inspect_weights, "pin": pin_weights},
 }
-
-
-class UsageError(Exception):
-    """A command line that does not fit its verb."""
-
-
-def _list(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
-
-
-def _refuse_unknown_flags(verb: Callable[..., None], arguments: list[str]) -> None:
-    """Fire runs a function first and rejects a flag afterwards: look at the flags before."""
-    parameters = inspect.signature(verb).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and name not in parameters and name != "help":
-            near = get_close_matches(name, parameters, n=1)
-            raise UsageError(f"{argument}: no such option" + (f"; did you mean --{near[0]}?" if near else ""))
-
-
-def _converted(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb its arguments as its annotations say; Fire would guess types from how a text looks."""
-    parameters = inspect.signature(verb).parameters
-
-    def call(*args: str, **kwargs: str) -> None:
-        bound = inspect.signature(verb).bind(*args, **kwargs)
-        given = {k: v for k, v in bound.arguments.items() if parameters[k].kind is not inspect.Parameter.VAR_KEYWORD}
-        rest = {k: v for k, v in kwargs.items() if k not in given}
-        verb(**{name: _convert(name, value, str(parameters[name].annotation)) for name, value in given.items()}, **rest)
-
-    call.__name__, call.__doc__ = verb.__name__, verb.__doc__
-    call.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
-    wrapped: Callable[..., None] = fire.decorators.SetParseFn(str)(call)
-    return wrapped
-
-
-def _convert(name: str, value: Any, annotation: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    if annotation == "bool":
-        known = {"true": True, "false": False}
-        if value.lower() not in known:
-            raise UsageError(f"--{name} {value}: give True or False")
-        return known[value.lower()]
-    try:
-        return {"int": int, "float": float}.get(annotation, str)(value)
-    except ValueError:
-        raise UsageError(f"--{name} {value}: not a number") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 for errors, 2 for usage, 75 when stopped and saved."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if arguments and arguments[0] in VERBS:
-            _refuse_unknown_flags(VERBS[arguments[0]], arguments[1:])
-        fire.Fire({name: _converted(verb) for name, verb in VERBS.items()}, command=arguments, name="cryo-monai")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from cryo_monai.errors import user_error
-
-        cause = user_error(error)
-        if cause is None:
-            raise
-        print(f"error: {cause}", file=sys.stderr)
-        return 1
-    return 0
+    return run(VERBS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import TEMPORARY, atomic_save
 from cryo_monai.history import History
 from cryo_monai.networks import VideoClassifier, read_description
-from cryo_monai.weights import load_tensors
+from cryo_monai.weight_files import load_tensors
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; run again with resume
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -79,6 +79,7 @@ def load_checkpoint(network: VideoClassifier, path: str | os.PathLike[str]) -> V
     # Both as JSON gives them back, so that tuples and lists compare equal.
     saved, wanted = (read_description(state) for state in (weights["_extra_state"], network.get_extra_state()))
     names = saved.pop("class_names")
+    del saved["mean"], saved["std"]  # the checkpoint brings them along
     if len(names) != network.num_classes:
         raise InputError(
             f"{path}: has {len(names)} classes ({', '.join(names)}), but the network has {network.num_classes}; "

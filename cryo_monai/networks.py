@@ -110,8 +110,8 @@ class VideoClassifier(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise InputError(f"num_classes: {num_classes} must be 2 or more")
-        if len(clip_size) != 3 or min(clip_size) < 8:
-            raise InputError(f"clip_size: {list(clip_size)} must be three numbers of 8 or more")
+        if len(clip_size) != 3 or min(clip_size) < 4:
+            raise InputError(f"clip_size: {list(clip_size)} must be three numbers of 4 or more")
         if intensity not in INTENSITIES:
             raise InputError(f"intensity: {intensity!r} is not one of {', '.join(INTENSITIES)}")
         if precision not in PRECISIONS:
@@ -124,7 +124,8 @@ class VideoClassifier(nn.Module):
         self.std = std
         self.precision = precision
         self.class_names = [f"class_{number}" for number in range(num_classes)]
-        self.backbone, num_features = build_backbone(backbone, **self.backbone_options)
+        self.initialisation: dict[str, Any] = {"weights": None}
+        self.backbone, num_features = build_backbone(backbone, self.clip_size, **self.backbone_options)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
@@ -203,8 +204,10 @@ class VideoClassifier(nn.Module):
         return torch.tensor(list(json.dumps(self.description()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the class names from a saved description."""
-        self.set_class_names(read_description(state)["class_names"])
+        """Take class names, mean and std from a saved description: a checkpoint brings the input it wants."""
+        saved = read_description(state)
+        self.set_class_names(saved["class_names"])
+        self.mean, self.std = saved["mean"], saved["std"]
 
 
 def read_description(state: Tensor) -> dict[str, Any]:

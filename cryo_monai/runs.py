@@ -63,6 +63,7 @@ def train_bundle(
     record = {"bundle": str(Path(bundle).resolve()), "overlays": overlays, "ids": given, "command": sys.argv}
 
     def note(engine: Engine) -> None:
+        record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     with unwrapped_errors():

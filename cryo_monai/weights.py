@@ -1,132 +1,310 @@
-"""Weights from outside: video checkpoints into backbones, with a full account of every key."""
+"""Initialisation of networks from outside: video or image checkpoints, with a full account of every key."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cryo_monai.backbones import look_up_backbone
+from cryo_monai.backbones import BACKBONES, build_backbone, look_up_backbone
+from cryo_monai.downloads import find_weights, pinned_hash, sha256_of
 from cryo_monai.errors import InputError
-from cryo_monai.networks import VideoClassifier
+from cryo_monai.inflation import inflate_state, is_image_state
+from cryo_monai.networks import VideoClassifier, read_description
+from cryo_monai.weight_files import KeyReport, match_keys, read_state
+from cryo_monai.weight_records import RECORDS, InputRecord, WeightRecord, default_record, look_up_record
 
-# How checkpoint files nest their tensors: 3D-ResNets-PyTorch and PyTorchVideo.
-WRAPPERS = ("state_dict", "model_state")
-PREFIX = "module."  # left by DataParallel
+INPUT_RANGES = ("checkpoint", "unit")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came of loading a checkpoint: keys by fate."""
+    """What came of loading a checkpoint.
+
+    Attributes
+    ----------
+    file : str
+        That was read.
+    record : WeightRecord or None
+        That its keys and classifier were recognised as; None for files of unknown origin.
+    keys : KeyReport
+        All keys by fate.
+    """
 
     file: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    head: tuple[str, ...]
+    record: WeightRecord | None
+    keys: KeyReport
 
     def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.file}: loaded {len(self.loaded)} tensors; {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} of another shape; "
-            f"{len(self.head)} of its classifier left out"
-        )
+        """Return a heading and a table of fates."""
+        origin = f"{self.record.name} ({self.record.dataset})" if self.record else "of unknown origin"
+        return f"{self.file}: {origin}\n{self.keys.table()}"
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values; nothing in it is executed.
-
-    Raises
-    ------
-    InputError
-        When the file is missing, broken, or holds anything but tensors and plain values.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file of weights; get it as README says, or give --weights PATH")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{file}: holds more than tensors and plain values; refused") from error
-    except Exception as error:  # whatever the unpickler makes of bytes that are no checkpoint
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{file}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: a checkpoint must be a dictionary, not {type(content).__name__}")
-    return content
-
-
-def load_video_weights(network: VideoClassifier, path: str | os.PathLike[str]) -> LoadReport:
-    """Load a video checkpoint into the backbone of a network; its classifier is left out.
+def load_video_weights(
+    network: VideoClassifier,
+    path: str | os.PathLike[str],
+    *,
+    record: WeightRecord | None = None,
+    allow_partial: Sequence[str] = (),
+    inflation: str = "average",
+) -> LoadReport:
+    """Load a checkpoint into the backbone of a network; its classifier is left out.
 
     Parameters
     ----------
     network : VideoClassifier
         Changed in place, and only when every other tensor fits.
     path : path
-        A state dict, plain or under ``state_dict`` or ``model_state``, with or without ``module.`` prefixes.
+        As its publisher wrote it: plain or nested, with or without ``module.`` prefixes, pickled tensors or
+        safetensors; of a video network, or of a 2-D network of the same make, which is then inflated.
+    record : WeightRecord, optional
+        What the file is; recognised by its keys by default.
+    allow_partial : sequence of str
+        Names or patterns of keys that may differ; see `match_keys`.
+    inflation : str
+        See `inflate_kernel`.
 
     Returns
     -------
     LoadReport
-        The keys by fate.
+        The record and the keys by fate.
 
     Raises
     ------
     InputError
-        When any tensor but the classifier's is missing, unexpected or of another shape.
+        When any tensor but the classifier's is missing, unexpected or of another shape, naming what the file fits
+        instead if it fits anything.
     """
-    content: Mapping[str, Any] = load_tensors(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    found = {key.removeprefix(PREFIX): value for key, value in content.items() if isinstance(value, Tensor)}
-    heads = look_up_backbone(network.backbone_name).heads
-    head = tuple(key for key in found if key.startswith(heads))
-    given = {key: value for key, value in found.items() if key not in head}
+    state = read_state(path)
+    backbone = look_up_backbone(network.backbone_name)
     wanted = network.backbone.state_dict()
-    # Counters of batches seen are newer than the old checkpoints, and without effect on the output.
-    missing = tuple(key for key in wanted if key not in given and not key.endswith("num_batches_tracked"))
-    shared = [key for key in given if key in wanted]
-    mismatched = tuple(key for key in shared if given[key].shape != wanted[key].shape)
-    report = LoadReport(
-        file=str(path),
-        loaded=tuple(key for key in shared if key not in mismatched),
-        missing=missing,
-        unexpected=tuple(key for key in given if key not in wanted),
-        mismatched=mismatched,
-        head=head,
-    )
-    wrong = report.missing + report.unexpected + report.mismatched
+    if record is None:
+        record = _recognise(state, network.backbone_name)
+    clip = record.clip if record else network.clip_size
+    if is_image_state(state):
+        state = inflate_state(state, wanted, inflation)
+    grids = (backbone.grid(clip), backbone.grid(network.clip_size))
+    match = match_keys(state, wanted, backbone, grids=grids, allow_partial=allow_partial)
+    report = LoadReport(str(path), record, match.report)
+    wrong = match.report.wrong
     if wrong:
-        raise InputError(f"{report}; first: {wrong[0]}. It does not fit backbone {network.backbone_name!r}")
-    network.backbone.load_state_dict({key: given[key] for key in report.loaded}, strict=False)
+        counts = ", ".join(f"{count} {name}" for name, count in match.report.counts().items() if count)
+        raise InputError(
+            f"{path}: does not fit backbone {network.backbone_name!r}: {counts}; first: {wrong[0]}. {_other_fit(path)}"
+        )
+    if not match.tensors:
+        raise InputError(f"{path}: no tensor of it fits backbone {network.backbone_name!r}")
+    network.backbone.load_state_dict(match.tensors, strict=False)
     return report
 
 
-def initialise(network: VideoClassifier, weights: str | os.PathLike[str] | None) -> VideoClassifier:
-    """Start a network from a video checkpoint, or leave it random, and say in the log which it was.
+def initialise(
+    network: VideoClassifier,
+    weights: str | os.PathLike[str] | None,
+    *,
+    input_range: str = "checkpoint",
+    allow_partial: Sequence[str] = (),
+    inflation: str = "average",
+) -> VideoClassifier:
+    """Start a network from a checkpoint, or leave it random, say in the log which it was, and note it in the network.
 
     Parameters
     ----------
     network : VideoClassifier
-        Changed in place.
+        Changed in place: weights, the mean and std of its input, and ``initialisation``, what there is to know about
+        it as plain values.
     weights : path or None
-        See `load_video_weights`; None keeps the random initialisation.
+        A file; the name of a record; ``"video"`` or ``"image"`` for the first such record of the backbone; a checkpoint
+        of this package; None keeps the random initialisation.
+    input_range : str
+        ``"checkpoint"`` maps intensities to what the checkpoint was trained on; ``"unit"`` leaves them in [0, 1], as
+        the code lineage of the paper does.
+    allow_partial, inflation
+        See `load_video_weights`.
+
+    Raises
+    ------
+    InputError
+        In one line, when the file is not there or does not fit, or when nothing says what input it was trained on.
     """
+    if input_range not in INPUT_RANGES:
+        raise InputError(f"input_range: {input_range!r} is not one of {', '.join(INPUT_RANGES)}")
+    if isinstance(allow_partial, str):
+        raise InputError(f'allow_partial: give a list of keys, such as ["{allow_partial}"]')
     if weights is None:
+        network.initialisation = {"weights": None}
         logger.info("initialisation: random")
+        return network
+    path, record = _resolve(network.backbone_name, weights)
+    own = _own_checkpoint(network, path)
+    if own is not None:
+        report, (network.mean, network.std) = own
     else:
-        logger.info("initialisation: %s", load_video_weights(network, weights))
+        report = load_video_weights(network, path, record=record, allow_partial=allow_partial, inflation=inflation)
+        _set_input(network, report, input_range)
+    digest = sha256_of(path)
+    known = report.record is not None and pinned_hash(report.record) == digest
+    logger.info(
+        "initialisation: %s\n  input      (x - %.4g) / %.4g for intensities x in [0, 1] (%s)\n  SHA-256    %s (%s)",
+        report, network.mean, network.std, input_range, digest, "as pinned" if known else "not compared with any pin",
+    )  # fmt: skip
+    network.initialisation = {
+        "weights": str(path),
+        "sha256": digest,
+        "record": report.record.name if report.record else None,
+        "input_range": input_range,
+        "mean": network.mean,
+        "std": network.std,
+        "keys": {
+            name: list(getattr(report.keys, name)) if name != "loaded" else count
+            for name, count in report.keys.counts().items()
+        },
+    }
     return network
+
+
+def inspect_weights(path: str | os.PathLike[str]) -> str:
+    """Say what a file of weights is: which backbones and records it fits, or what it fits nearly.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read.
+    """
+    state = read_state(path)
+    numbers = sum(tensor.numel() for tensor in state.values())
+    lines = [f"{path}: {len(state)} tensors, {numbers / 1e6:.1f} M numbers, SHA-256 {sha256_of(path)}"]
+    if "_extra_state" in state:
+        description = read_description(state["_extra_state"])
+        return "\n".join([*lines, "a checkpoint of this package:", *(f"  {k}: {v}" for k, v in description.items())])
+    fits, nearest = _fitting_backbones(state)
+    for name in fits:
+        record = _recognise(state, name)
+        lines.append(f"fits backbone {name}" + (f" as {record.name}" if record else "; no record has this classifier"))
+        if record:
+            mean, std = record.input.mean_and_std()
+            clip = " x ".join(map(str, record.clip))
+            lines.append(f"  {record.dataset}, {record.licence}; {record.citation}; clip {clip}")
+            lines.append(f"  input: {_input_in_words(record.input, mean, std)}")
+    if not fits:
+        lines.append("fits no backbone")
+        if nearest is not None:
+            lines.append(f"nearest is {nearest[0]}:\n{nearest[1].table()}")
+    return "\n".join(lines)
+
+
+def _input_in_words(values: InputRecord, mean: float, std: float) -> str:
+    if values.intensity == "z_score":
+        return "volumes of mean 0 and standard deviation 1"
+    return f"(x - {mean:.4g}) / {std:.4g} for intensities x in [0, 1]"
+
+
+def _resolve(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, WeightRecord | None]:
+    """Turn what the user named into a file, and its record when the name says it."""
+    name = str(weights)
+    if name in ("video", "image"):
+        record = default_record(backbone, image=name == "image")
+        return find_weights(record), record
+    if any(record.name == name for record in RECORDS):
+        record = look_up_record(name)
+        if record.backbone != backbone:
+            raise InputError(f"weights {name} are for backbone {record.backbone!r}, not {backbone!r}")
+        return find_weights(record), record
+    if not Path(weights).exists() and not Path(weights).suffix and os.sep not in name:
+        look_up_record(name)  # raises, with the nearest name
+    return Path(weights), None
+
+
+def _own_checkpoint(network: VideoClassifier, path: Path) -> tuple[LoadReport, tuple[float, float]] | None:
+    """Load the backbone of a checkpoint of this package, if the file is one; return its input too."""
+    state = read_state(path)
+    if "_extra_state" not in state:
+        return None
+    saved = read_description(state.pop("_extra_state"))
+    if saved["backbone"] != network.backbone_name:
+        raise InputError(f"{path}: has backbone {saved['backbone']!r}, not {network.backbone_name!r}")
+    if saved["intensity"] != network.intensity:
+        how = saved["intensity"]
+        raise InputError(f"{path}: was trained with intensity {how!r}; add --intensity {how}")
+    backbone = look_up_backbone(network.backbone_name)
+    head = tuple(key for key in state if key.startswith("head."))
+    inner = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key not in head}
+    grids = (backbone.grid(saved["clip_size"]), backbone.grid(network.clip_size))
+    match = match_keys(inner, network.backbone.state_dict(), backbone, grids=grids)
+    if match.report.wrong:
+        raise InputError(f"{path}: does not fit; first: {match.report.wrong[0]}. backbone_options may differ")
+    network.backbone.load_state_dict(match.tensors, strict=False)
+    return LoadReport(str(path), None, match.report), (saved["mean"], saved["std"])
+
+
+def _set_input(network: VideoClassifier, report: LoadReport, input_range: str) -> None:
+    """Map intensities to what the checkpoint was trained on."""
+    network.mean, network.std = 0.0, 1.0
+    if input_range == "unit":
+        return
+    if report.record is None:
+        raise InputError(
+            f"{report.file}: fits, but is none of the known checkpoints, so that nothing says what input it was "
+            "trained on; add --input_range unit to give it [0, 1]"
+        )
+    values = report.record.input
+    standardised = values.intensity == "z_score"
+    if standardised != (network.intensity == "z_score"):
+        wanted = "z_score" if standardised else "min_max or percentile"
+        raise InputError(
+            f"{report.file}: {report.record.name} was trained on other intensities than {network.intensity!r}; give "
+            f"--intensity {wanted}, or --input_range unit"
+        )
+    network.mean, network.std = values.mean_and_std()
+
+
+def _recognise(state: Mapping[str, Tensor], backbone: str) -> WeightRecord | None:
+    """Tell the record of a file that fits a backbone, by its kind and the size of its classifier."""
+    image = is_image_state(state)
+    heads = look_up_backbone(backbone).heads
+    outputs = {tensor.shape[0] for key, tensor in state.items() if heads and key.startswith(heads) and tensor.dim()}
+    for record in RECORDS:
+        same_kind = record.backbone == backbone and record.is_image == image
+        # MedicalNet's networks had decoders, of which some files hold nothing.
+        if same_kind and (record.classes == 0 or record.classes in outputs):
+            return record
+    return None
+
+
+def _fitting_backbones(state: Mapping[str, Tensor]) -> tuple[list[str], tuple[str, KeyReport] | None]:
+    """Compare a file with every backbone that has its stem, at its native clip; return the fits and the nearest."""
+    fits, nearest = [], None
+    image = is_image_state(state)
+    for name, backbone in BACKBONES.items():
+        from_image = any(record.is_image for record in RECORDS if record.backbone == name)
+        if not (from_image if image else f"{backbone.stem}.weight" in state):
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                module, _ = build_backbone(name, backbone.native)
+        except InputError:  # its library is not installed
+            continue
+        wanted = module.state_dict()
+        candidate = inflate_state(state, wanted) if image else state
+        match = match_keys(candidate, wanted, backbone)
+        if not match.report.wrong:
+            fits.append(name)
+        elif match.tensors and (nearest is None or len(match.report.wrong) < len(nearest[1].wrong)):
+            nearest = (name, match.report)
+    return fits, nearest
+
+
+def _other_fit(path: str | os.PathLike[str]) -> str:
+    """Name what a refused file would fit."""
+    fits, nearest = _fitting_backbones(read_state(path))
+    if fits:
+        return f"It fits {' and '.join(fits)}"
+    return f"It fits no backbone; nearest is {nearest[0]}" if nearest else "It fits no backbone"

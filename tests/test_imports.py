@@ -14,9 +14,18 @@ PACKAGE = Path(cryo_monai.__file__).parent
 GROUPS = {
     "ground": ["errors", "files"],
     "data": ["mrc_header", "mrc", "volumes", "datasets", "datalists", "medmnist3d", "simulation"],
-    "network": ["clips", "backbones", "networks", "weights"],
+    "network": [
+        "clips",
+        "backbones",
+        "networks",
+        "weight_records",
+        "downloads",
+        "weight_files",
+        "inflation",
+        "weights",
+    ],
     "run": ["metrics", "history", "handlers", "checkpoints", "workflows", "runs"],
-    "command": ["__main__"],
+    "command": ["command_line", "__main__"],
 }
 MAY_IMPORT = {
     "ground": set(),

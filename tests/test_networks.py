@@ -5,7 +5,9 @@ import torch
 from monai.networks.nets import resnet18, resnet34
 from torch import Tensor, nn
 
-from cryo_monai.backbones import BACKBONES, SmallMapConv3d, build_backbone, fold_channel_replication, hara_resnet
+from cryo_monai.backbones import BACKBONES, build_backbone
+from cryo_monai.backbones.layers import SmallMapConv3d, fold_channel_replication
+from cryo_monai.backbones.resnets import resnet3d
 from cryo_monai.clips import ClipParameters, resample_clips
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier, has_fast_bfloat16, read_description, scale_intensity
@@ -19,11 +21,14 @@ def small(**options: object) -> VideoClassifier:
     return VideoClassifier(3, **{**SMALL, "precision": "float32", **options})  # type: ignore[arg-type]
 
 
+CLIP = (8, 32, 32)
+
+
 def replicated(name: str, **options: object) -> nn.Module:
     """The same backbone without folding: it sees three channels."""
     torch.manual_seed(0)
     record = BACKBONES[name]
-    return record.build(**{**record.arguments, **options})
+    return record.build(CLIP, **{**record.arguments, **options})
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "slow_r50"])
@@ -32,7 +37,7 @@ def test_folding_equals_three_channel_replication_in_output_and_every_gradient(n
     options = {} if name == "slow_r50" else {"widths": (8, 8, 16, 16)}
     reference = replicated(name, **options).double().train(train)
     torch.manual_seed(0)
-    folded, _ = build_backbone(name, **options)
+    folded, _ = build_backbone(name, CLIP, **options)
     folded = folded.double().train(train)
     assert folded.state_dict().keys() == reference.state_dict().keys()
     clips = torch.rand(2, 1, 8, 32, 32, dtype=torch.float64)
@@ -52,14 +57,14 @@ def test_folding_equals_three_channel_replication_in_output_and_every_gradient(n
 
 
 def test_folding_refuses_what_is_not_a_three_channel_stem() -> None:
-    network = nn.Sequential(nn.Conv3d(1, 4, 3))
-    with pytest.raises(InputError, match="three channels"):
+    network = nn.Sequential(nn.Conv3d(2, 4, 3))
+    with pytest.raises(InputError, match="one or three channels"):
         fold_channel_replication(network, "0")
 
 
 @pytest.mark.parametrize(("depth", "monai_net"), [(18, resnet18), (34, resnet34)])
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_hara_resnet_equals_monai_at_parity_settings(depth: int, monai_net: object, shortcut: str) -> None:
+def test_resnet3d_equals_monai_at_parity_settings(depth: int, monai_net: object, shortcut: str) -> None:
     reference = monai_net(  # type: ignore[operator]
         spatial_dims=3,
         n_input_channels=3,
@@ -69,7 +74,7 @@ def test_hara_resnet_equals_monai_at_parity_settings(depth: int, monai_net: obje
         bias_downsample=False,
         feed_forward=False,
     )
-    ours = hara_resnet(layers={18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth], shortcut=shortcut, detach_shortcut=True)
+    ours = resnet3d(CLIP, layers={18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth], shortcut=shortcut, detach_shortcut=True)
     ours.load_state_dict(reference.state_dict())
     clips = torch.rand(1, 3, 8, 32, 32)
     assert torch.allclose(ours.eval()(clips), reference.eval()(clips), atol=1e-5)
@@ -77,14 +82,14 @@ def test_hara_resnet_equals_monai_at_parity_settings(depth: int, monai_net: obje
 
 def test_resnet34_tensors_and_parameters_are_those_of_the_checkpoints() -> None:
     # field facts: with its classifier (2) a checkpoint has 200 tensors at shortcut A; 63.3 M parameters.
-    network = hara_resnet(layers=(3, 4, 6, 3))
+    network = resnet3d(CLIP, shortcut="A", layers=(3, 4, 6, 3))
     assert len(network.state_dict()) == 198
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(63.3e6, rel=0.005)
 
 
 @pytest.mark.parametrize(("detach", "flows"), [(False, True), (True, False)])
 def test_shortcut_a_passes_the_gradient_unless_detached(detach: bool, flows: bool) -> None:
-    network = hara_resnet(layers=(1, 1, 1, 1), widths=(4, 8, 8, 8), detach_shortcut=detach).eval()
+    network = resnet3d(CLIP, shortcut="A", layers=(1, 1, 1, 1), widths=(4, 8, 8, 8), detach_shortcut=detach).eval()
     block = network.layer2[0]  # type: ignore[index]
     for layer in (block.bn2,):  # silence the residual branch: only the shortcut is left
         nn.init.zeros_(layer.weight)

@@ -1,0 +1,117 @@
+"""Fire without its surprises: unknown flags stop a verb before it runs, values have the types that it asks for."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import fire
+import fire.decorators
+
+# Where Fire keeps how to parse a verb's arguments; under its own name it would be listed in every help.
+fire.decorators.FIRE_METADATA = "_fire_metadata"
+
+Verb = Callable[..., None]
+Verbs = Mapping[str, "Verb | Mapping[str, Verb]"]
+
+
+class UsageError(Exception):
+    """A command line that does not fit its verb."""
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated argument."""
+    return [part for part in text.split(",") if part]
+
+
+def _refuse_unknown_flags(verb: Callable[..., None], arguments: list[str]) -> None:
+    """Fire runs a function first and rejects a flag afterwards: look at the flags before."""
+    parameters = inspect.signature(verb).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and name not in parameters and name != "help":
+            near = get_close_matches(name, parameters, n=1)
+            raise UsageError(f"{argument}: no such option" + (f"; did you mean --{near[0]}?" if near else ""))
+
+
+def _converted(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb its arguments as its annotations say; Fire would guess types from how a text looks."""
+    parameters = inspect.signature(verb).parameters
+
+    def call(*args: str, **kwargs: str) -> None:
+        bound = inspect.signature(verb).bind(*args, **kwargs)
+        given = {k: v for k, v in bound.arguments.items() if parameters[k].kind is not inspect.Parameter.VAR_KEYWORD}
+        rest = {k: v for k, v in kwargs.items() if k not in given}
+        verb(**{name: _convert(name, value, str(parameters[name].annotation)) for name, value in given.items()}, **rest)
+
+    call.__name__, call.__doc__ = verb.__name__, verb.__doc__
+    call.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
+    wrapped: Callable[..., None] = fire.decorators.SetParseFn(str)(call)
+    return wrapped
+
+
+def _convert(name: str, value: Any, annotation: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if annotation == "bool":
+        known = {"true": True, "false": False}
+        if value.lower() not in known:
+            raise UsageError(f"--{name} {value}: give True or False")
+        return known[value.lower()]
+    try:
+        return {"int": int, "float": float}.get(annotation, str)(value)
+    except ValueError:
+        raise UsageError(f"--{name} {value}: not a number") from None
+
+
+def _named(verbs: Any, arguments: list[str]) -> tuple[Verb | None, list[str]]:
+    """Return the verb that the first arguments name, and the rest."""
+    node = verbs
+    for position, argument in enumerate(arguments):
+        if not isinstance(node, Mapping):
+            return node, arguments[position:]
+        if argument not in node:
+            return None, []
+        node = node[argument]
+    return (None, []) if isinstance(node, Mapping) else (node, [])
+
+
+def _all_converted(verbs: Any) -> Any:
+    if isinstance(verbs, Mapping):
+        return {name: _all_converted(verb) for name, verb in verbs.items()}
+    return _converted(verbs)
+
+
+def run(verbs: Verbs, arguments: list[str]) -> int:
+    """Call the verb that the arguments name, and turn errors into one line.
+
+    Returns
+    -------
+    int
+        Exit code: 0, 1 for errors, 2 for usage, 75 when stopped and saved, 130 when interrupted.
+    """
+    verb, flags = _named(verbs, arguments)
+    try:
+        if verb is not None:
+            _refuse_unknown_flags(verb, flags)
+        fire.Fire(_all_converted(verbs), command=arguments, name="cryo-monai")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from cryo_monai.errors import user_error
+
+        cause = user_error(error)
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,240 @@
+"""Checkpoints from the internet: resumable, verified before use, kept in one cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_text
+from cryo_monai.weight_records import WeightRecord
+
+PACKAGE_PINS = Path(__file__).with_name("weight_pins.json")
+MAX_BYTES = 4 << 30  # the largest public checkpoint here has 0.4 GB
+_BLOCK = 1 << 20
+Progress = Callable[[int, int | None], None]
+
+
+def cache_folder() -> Path:
+    """Return where weights are kept: ``$CRYO_MONAI_CACHE``, or ``cryo-monai`` in the user's cache folder."""
+    chosen = os.environ.get("CRYO_MONAI_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryo-monai"
+
+
+def cached_path(record: WeightRecord) -> Path:
+    """Return where a record's file belongs, whether it is there or not.
+
+    The record's name is in it: one publisher calls every file ``pytorch_model.bin``.
+    """
+    return cache_folder() / "weights" / f"{record.name}{Path(record.file).suffix}"
+
+
+def pinned_hash(record: WeightRecord) -> str | None:
+    """Return the SHA-256 that a record's file must have: the user's pin, else the package's, else None.
+
+    Raises
+    ------
+    InputError
+        When a file of pins is damaged.
+    """
+    for file in (cache_folder() / "weight_pins.json", PACKAGE_PINS):
+        pin = _read_pins(file).get(record.name)
+        if pin is not None:
+            return str(pin["sha256"])
+    return None
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def find_weights(record: WeightRecord) -> Path:
+    """Return the cached file of a record; nothing is downloaded.
+
+    Raises
+    ------
+    InputError
+        In one line, when the file is not there, or is not the one that was pinned.
+    """
+    target = cached_path(record)
+    if not target.is_file():
+        how = "get it with a browser" if record.manual else f"get it with `cryo-monai weights fetch {record.name}`"
+        raise InputError(f"{target}: not there; {how} ({_origin(record)}), or give --weights PATH")
+    expected = pinned_hash(record)
+    if expected is not None and sha256_of(target) != expected:
+        raise InputError(f"{target}: its SHA-256 is not the pinned {expected}; remove it and fetch it again")
+    return target
+
+
+def fetch_weights(record: WeightRecord, sha256: str | None = None, progress: Progress | None = None) -> Path:
+    """Download a record's file into the cache unless it is there; go on with a download that was cut.
+
+    Parameters
+    ----------
+    record : WeightRecord
+        What to fetch.
+    sha256 : str, optional
+        Hash that the file must have; the pinned one by default.
+    progress : callable, optional
+        Called with the bytes there are and the bytes there will be (or None).
+
+    Returns
+    -------
+    Path
+        The verified file.
+
+    Raises
+    ------
+    InputError
+        In one line naming URL, hash and target: when no hash is known, when only a browser can get the file, when the
+        server cannot be reached, or when the file has another hash (it is then removed).
+    """
+    expected = sha256.lower() if sha256 else pinned_hash(record)
+    target = cached_path(record)
+    if expected is None:
+        raise InputError(
+            f"{record.name}: its SHA-256 is not pinned yet, so that nothing could be verified; pin it on a connected "
+            f"machine that you trust (`cryo-monai weights pin {record.name}`), or give --sha256 ({_origin(record)} -> "
+            f"{target})"
+        )
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        raise InputError(f"--sha256 {expected}: not 64 hexadecimal digits")
+    if target.is_file() and sha256_of(target) == expected:
+        return target
+    _refuse_manual(record, target)
+    partial = _download(record, target, progress, expected)
+    found = sha256_of(partial)
+    if found != expected:
+        partial.unlink()
+        raise InputError(f"{record.url}: SHA-256 {found}, expected {expected}; {target} not written")
+    os.replace(partial, target)
+    return target
+
+
+def pin_weights(record: WeightRecord, file: Path | None = None, progress: Progress | None = None) -> tuple[Path, str]:
+    """Take the hash of a record's file, downloading it unless it is in the cache, and keep it in a file of pins.
+
+    Parameters
+    ----------
+    record : WeightRecord
+        What to pin.
+    file : Path, optional
+        JSON to write to; ``weight_pins.json`` in the cache folder by default.
+    progress : callable, optional
+        See `fetch_weights`.
+
+    Returns
+    -------
+    tuple
+        The file of pins and the hash.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be had, or has not the beginning of the hash that its publisher put into its name.
+    """
+    target = cached_path(record)
+    source = target
+    if not target.is_file():
+        _refuse_manual(record, target)
+        source = _download(record, target, progress)
+    found = sha256_of(source)
+    if not found.startswith(record.sha256_prefix):
+        raise InputError(f"{source}: SHA-256 {found} does not begin with {record.sha256_prefix}, as its name says")
+    size = source.stat().st_size
+    os.replace(source, target)
+    pins_file = file or cache_folder() / "weight_pins.json"
+    pins = _read_pins(pins_file)
+    pins[record.name] = {"file": record.file, "sha256": found, "bytes": size}
+    atomic_write_text(pins_file, json.dumps(dict(sorted(pins.items())), indent=1) + "\n")
+    return pins_file, found
+
+
+def _refuse_manual(record: WeightRecord, target: Path) -> None:
+    if record.manual:
+        raise InputError(f"{record.name}: only a browser gets it; put {_origin(record)} at {target}")
+
+
+def _origin(record: WeightRecord, sha256: str | None = None) -> str:
+    expected = sha256 or pinned_hash(record) or f"{record.sha256_prefix or '?'}..., not pinned"
+    where = f"{record.file} from {record.url}" if record.manual else record.url
+    return f"{where}, SHA-256 {expected}"
+
+
+def _download(record: WeightRecord, target: Path, progress: Progress | None, sha256: str | None = None) -> Path:
+    """Bring all bytes into ``TARGET.part``, after those that are there already."""
+    partial = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{partial}: another process is downloading it") from None
+            _receive(record.url, stream, progress)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        there = partial.stat().st_size if partial.exists() else 0
+        kept = f"; {there} bytes are kept, the same call goes on from there" if there else ""
+        raise InputError(f"{_origin(record, sha256)} -> {target}: not downloaded ({reason}){kept}") from error
+    return partial
+
+
+def _receive(url: str, stream: IO[bytes], progress: Progress | None) -> None:
+    start = stream.seek(0, os.SEEK_END)
+    request = urllib.request.Request(url, headers={"User-Agent": "cryo-monai"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if start and error.code == 416:  # nothing is left to send
+            return
+        raise
+    with response:
+        if start and response.status != 206:  # the server sends all of it again
+            stream.truncate(0)
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        if total is not None and total > MAX_BYTES:
+            raise ValueError(f"{total} bytes are more than any known checkpoint has")
+        there = start
+        while block := response.read(_BLOCK):
+            there += stream.write(block)
+            if there > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes came")
+            if progress is not None:
+                progress(there, total)
+        if total is not None and there < total:
+            raise OSError(f"the connection ended at {there} of {total} bytes")
+
+
+def _read_pins(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    return content
