@@ -12,11 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AxisInferer": "inferers",
     "CachedVolumes": "datasets",
     "CheckpointHandler": "checkpoints",
     "ClipParameters": "clips",
     "EpochStart": "handlers",
     "EvaluationReport": "metrics",
+    "FineTuning": "fine_tuning",
     "History": "history",
     "InputError": "errors",
     "LoadVolumed": "volumes",
@@ -32,11 +34,12 @@ _HOME = {
     "balanced_accuracy": "metrics",
     "initialise": "weights",
     "keep_freed_memory": "handlers",
-    "list_volumes": "datalists",
+    "list_volumes": "listings",
     "load_checkpoint": "checkpoints",
     "load_datalist": "datalists",
     "load_medmnist": "medmnist3d",
     "macro_f1": "metrics",
+    "parameter_groups": "fine_tuning",
     "read_mrc": "mrc",
     "seed_everything": "handlers",
     "show_errors_in_one_line": "errors",

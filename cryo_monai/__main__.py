@@ -149,6 +149,51 @@ def quickstart(
     print(summarise(output_dir))
 
 
+def embed(
+    bundle: str,
+    data: str,
+    output: str = "embeddings.npz",
+    weights: str = "",
+    overlays: str = "",
+    seed: int = 0,
+    **ids: str,
+) -> None:
+    """Write the pooled features of volumes, before any classifier, as NPZ and CSV.
+
+    An interrupted call is continued by the same call.
+
+    Args:
+        bundle: bundle folder, or the output_dir of a training for its network and its best weights.
+        data: a volume, a folder of volumes (folders in it name the classes), a datalist JSON, or a MedMNIST3D npz.
+        output: the NPZ: features, labels, class_names, paths, splits. The CSV beside it has the same.
+        weights: for a bundle: video, image, a name that `weights list` shows, a file, or nothing for random weights.
+        overlays: for a bundle: comma-separated JSON files, such as configs/backbones/swin3d_t.json.
+        seed: of random weights.
+        ids: any id of the bundle's inference.json, and --input_range, --inflation.
+    """
+    from tqdm.auto import tqdm
+
+    from cryo_monai.runs import embed_with
+
+    with tqdm(unit="volume", desc="embedding") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        written = embed_with(
+            bundle,
+            data,
+            output,
+            weights=weights or None,
+            overlays=split_list(overlays),
+            seed=seed,
+            progress=show,
+            ids=ids,
+        )
+    print(f"features: {written} and {written.with_suffix('.csv')}")
+
+
 def list_weights(backbone: str = "") -> None:
     """List the public weights: name, data set, accuracy, licence, and whether they are here.
 
@@ -236,6 +281,7 @@ VERBS: Verbs = {
     "train": train,
     "evaluate": evaluate,
     "classify": classify,
+    "embed": embed,
     "quickstart": quickstart,
     "weights": {"list": list_weights, "fetch": fetch_weights, "inspect": inspect_weights, "pin": pin_weights},
 }

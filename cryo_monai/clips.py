@@ -21,6 +21,9 @@ from cryo_monai.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 
+# Which axes of a volume become depth (time), height and width of a clip: cyclic, so that no choice mirrors anything.
+TIME_AXES = {"z": (0, 1, 2), "y": (1, 2, 0), "x": (2, 0, 1)}
+
 
 @dataclass(frozen=True)
 class ClipParameters:
@@ -77,6 +80,17 @@ class ClipParameters:
         matrix[:2, 2] = np.array([centre_x, centre_y]) - self.crop_fraction * shift
         matrix[2, :2] = self.crop_fraction / self.scale, centre_z
         return matrix
+
+
+def check_time_axis(axis: str) -> None:
+    """Raise an `InputError` unless there is such an axis."""
+    if axis not in TIME_AXES:
+        raise InputError(f"time_axis: {axis!r} is not one of {', '.join(TIME_AXES)}")
+
+
+def put_time_first(volumes: Tensor, axes: list[int]) -> Tensor:
+    """Turn volumes `(B, C, z, y, x)` so that one of their axes comes first; see `TIME_AXES`."""
+    return volumes.permute(0, 1, axes[0] + 2, axes[1] + 2, axes[2] + 2)
 
 
 def resample_clips(volumes: Tensor, clip_size: list[int], matrices: Tensor | None = None) -> Tensor:
@@ -140,13 +154,15 @@ class RandomClips:
     crop_scale : sequence of float
         Smallest and largest edge of the crop box, as fractions of the volume's edges.
     affine_prob : float
-        Probability of a random affine about the z axis.
+        Probability of a random affine about the time axis.
     rotate_deg : float
         Rotation from ``-rotate_deg`` to ``rotate_deg``.
     translate : float
         Shift along y and x up to this fraction of height and width, either way.
     scale : float
         Magnification from ``1 - scale`` to ``1 + scale``.
+    time_axis : str
+        The network's: clips are turned about it, and shifted across it.
     seed : int
         Same seed, same clips.
 
@@ -165,8 +181,10 @@ class RandomClips:
         rotate_deg: float = 45.0,
         translate: float = 0.1,
         scale: float = 0.1,
+        time_axis: str = "z",
         seed: int = 0,
     ) -> None:
+        check_time_axis(time_axis)
         if not (0 <= crop_prob <= 1 and 0 <= affine_prob <= 1):
             raise InputError(f"crop_prob {crop_prob} and affine_prob {affine_prob} must lie between 0 and 1")
         if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -179,6 +197,7 @@ class RandomClips:
         self.rotate_deg = rotate_deg
         self.translate = translate
         self.scale = scale
+        self.time_axis = time_axis
         self.seed = seed
         self.epoch = 0
 
@@ -205,6 +224,7 @@ class RandomClips:
 
     def matrices(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Draw a batch: `(B, 3, 3)` for volumes of this ``(z, y, x)`` shape."""
+        shape = [shape[axis] for axis in TIME_AXES[self.time_axis]]
         return torch.as_tensor(np.stack([self.draw(int(i)).matrix(shape) for i in indices]), dtype=torch.float32)
 
     def __call__(

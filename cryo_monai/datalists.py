@@ -85,54 +85,16 @@ def load_datalist(
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(class_names)}
 
 
-def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> list[Item]:
-    """List the volumes to classify: one file, all files below a folder, or all items of a datalist JSON.
-
-    Parameters
-    ----------
-    path : path
-        A volume, a folder searched recursively, or a JSON file holding a list of items or a datalist.
-    permissive : bool
-        Accept old MRC files; see `read_mrc`.
-
-    Returns
-    -------
-    list of dict
-        Items with ``image``, ``path`` and ``index``, sorted by path for folders, in file order for datalists.
-
-    Raises
-    ------
-    InputError, DatasetError
-        When nothing is there to classify, or naming every file that cannot be read.
-    """
-    source = Path(path)
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if source.suffix == ".json":
-        content = _load_json(source)
-        items = content if isinstance(content, list) else [i for s in SPLITS for i in content.get(s, [])]
-        paths = [_image_path(item, source) for item in items]
-    elif source.is_dir():
-        paths = sorted(p for p in source.rglob("*") if p.is_file() and is_volume_file(p) and not _hidden(p, source))
-    else:
-        paths = [source]
-    if not paths:
-        raise InputError(f"{source}: no volumes ({', '.join(VOLUME_SUFFIXES)})")
-    items = [{"image": str(p), "path": str(p)} for p in paths]
-    problems = _file_problems({"inference": items}, permissive)
-    if problems:
-        raise DatasetError(str(source), problems)
-    return numbered(items)
-
-
-def _load_json(file: Path) -> Any:
+def load_json(file: Path) -> Any:
+    """Read JSON, or raise an `InputError` that names the file."""
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not readable as JSON ({error})") from error
 
 
-def _image_path(item: Any, file: Path) -> Path:
+def image_path(item: Any, file: Path) -> Path:
+    """Return the path of an item of a datalist, relative to the datalist's file."""
     image = item.get("image") if isinstance(item, Mapping) else item
     if not isinstance(image, str):
         raise InputError(f"{file}: an item has no 'image' path: {item!r}")
@@ -140,21 +102,22 @@ def _image_path(item: Any, file: Path) -> Path:
 
 
 def _read_json(file: Path) -> tuple[dict[str, list[Item]], list[str]]:
-    content = _load_json(file)
+    content = load_json(file)
     if not isinstance(content, Mapping) or "training" not in content:
         raise InputError(f"{file}: a datalist needs a 'training' list")
     lists: dict[str, list[Item]] = {}
     for name in SPLITS:
         lists[name] = []
         for item in content.get(name, []):
-            image = _image_path(item, file)
+            image = image_path(item, file)
             lists[name].append({"image": str(image), "label": item.get("label"), "path": str(image)})
     labels = [i["label"] for items in lists.values() for i in items if isinstance(i["label"], int)]
     class_names = content.get("class_names") or [f"class_{n}" for n in range(max(labels, default=-1) + 1)]
     return lists, [str(name) for name in class_names]
 
 
-def _hidden(path: Path, root: Path) -> bool:
+def hidden(path: Path, root: Path) -> bool:
+    """Whether a path below a root, or a folder between them, begins with a dot."""
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
@@ -169,7 +132,7 @@ def _read_class_folders(
     items: list[Item] = []
     problems: list[str] = []
     for label, folder in enumerate(folders):
-        files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p, source))
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p, source))
         volumes = [p for p in files if is_volume_file(p)]
         problems += [
             f"{p}: unknown extension; volumes end in {', '.join(VOLUME_SUFFIXES)}" for p in files if p not in volumes
@@ -265,7 +228,7 @@ def _raise_problems(
     source: Path, problems: Sequence[str], lists: Mapping[str, Sequence[Item]], permissive: bool, nan: str
 ) -> None:
     """Raise what is wrong with the files and what was known before, if anything is; then voxels are looked at too."""
-    every = [*problems, *_file_problems(lists, permissive)]
+    every = [*problems, *file_problems(lists, permissive)]
     if not every:
         return
     named = "\n".join(every)
@@ -278,7 +241,8 @@ def _raise_problems(
     raise DatasetError(str(source), every)
 
 
-def _file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list[str]:
+def file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list[str]:
+    """Say, one line each, which files cannot be read or have another box size than the first."""
     problems = []
     shapes: dict[tuple[int, int, int], str] = {}
     seen: dict[str, str] = {}

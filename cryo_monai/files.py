@@ -52,7 +52,12 @@ def atomic_save(content: Any, path: str | os.PathLike[str], *, keep: str | os.Pa
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that ``path`` always names a whole file; its folder is created.
+    """Write a text file, in UTF-8, as `atomic_write_bytes` does."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that ``path`` always names a whole file; its folder is created.
 
     Raises
     ------
@@ -63,8 +68,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)

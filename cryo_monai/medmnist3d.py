@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,41 @@ def load_medmnist(
             f"{file}: {len(class_names)} classes, but the network has {num_classes}; "
             f"add --num_classes {len(class_names)}"
         )
-    with np.load(file, allow_pickle=False) as arrays:
-        lists = {
-            name: _medmnist_items(file, part, arrays[f"{part}_images"], arrays[f"{part}_labels"])
-            for name, part in zip(SPLITS, ("train", "val", "test"), strict=True)
-        }
+    lists, _ = read_medmnist(file)
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": class_names}
+
+
+def read_medmnist(path: str | os.PathLike[str]) -> tuple[dict[str, list[Item]], list[str]]:
+    """Read all splits of a MedMNIST3D file, and the names of its classes if it has its official name.
+
+    Parameters
+    ----------
+    path : path
+        NPZ with ``train_images``, ``train_labels`` and so on.
+
+    Raises
+    ------
+    InputError
+        When the file is no such NPZ.
+    """
+    file = Path(path)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            lists = {
+                name: _medmnist_items(file, part, arrays[f"{part}_images"], arrays[f"{part}_labels"])
+                for name, part in zip(SPLITS, ("train", "val", "test"), strict=True)
+            }
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: not a MedMNIST3D file ({error})") from error
+    return lists, _medmnist_class_names(file)
+
+
+def _medmnist_class_names(file: Path) -> list[str]:
+    """Return the official names of the classes of a file under its official name; else nothing."""
+    from medmnist import INFO
+
+    labels = INFO.get(file.stem.removesuffix("_64"), {}).get("label", {})
+    return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
 def _medmnist_info(flag: str) -> dict[str, Any]:

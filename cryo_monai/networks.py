@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cryo_monai.backbones import build_backbone
-from cryo_monai.clips import resample_clips
+from cryo_monai.backbones import build_backbone, look_up_backbone
+from cryo_monai.clips import TIME_AXES, check_time_axis, put_time_first, resample_clips
 from cryo_monai.errors import InputError
+from cryo_monai.filters import difference_of_gaussians, gaussian_kernel
 
 INTENSITIES = ("min_max", "z_score", "percentile")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -59,8 +60,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 class VideoClassifier(nn.Module):
     """Classify volumes with a video network: depth is time, one grey channel stands for three equal ones.
 
-    Intensity scaling -> resampling to the clip size -> backbone -> head. The same steps run in training, where
-    ``matrices`` say which random clips to take, and everywhere else, where the whole volume is resized.
+    Band-pass (optional) -> intensity scaling -> resampling to the clip size -> backbone -> head. The same steps run in
+    training, where ``matrices`` say which random clips to take, and everywhere else, where the whole volume is resized.
 
     Parameters
     ----------
@@ -72,11 +73,16 @@ class VideoClassifier(nn.Module):
         For the backbone's builder.
     clip_size : sequence of int
         ``(depth, height, width)`` that the backbone sees.
+    time_axis : str
+        ``"z"``, ``"y"`` or ``"x"``: the axis of a volume that becomes the depth of the clip.
+    band_pass : mapping, optional
+        Difference of Gaussians at the volume's own resolution: ``{"sigma": [narrow, wide]}`` in voxels, or in Å when
+        ``"voxel_size"`` (Å) is there too.
     intensity : str
         See `scale_intensity`.
     mean, std : float
-        Scalars subtracted and divided by after scaling. They are one number for all three channels, which keeps the
-        channel folding exact at zero-padded borders.
+        Scalars subtracted and divided by after scaling; `initialise` sets them to what a checkpoint was trained on.
+        They are one number for all three channels, which keeps the channel folding exact at zero-padded borders.
     precision : str
         ``"bfloat16"`` runs the backbone under autocast, ``"float32"`` does not, ``"auto"`` chooses bfloat16 where the
         hardware has it. Parameters, head and scores stay float32.
@@ -100,6 +106,8 @@ class VideoClassifier(nn.Module):
         backbone: str = "resnet34",
         backbone_options: Mapping[str, Any] | None = None,
         clip_size: Sequence[int] = (32, 128, 128),
+        time_axis: str = "z",
+        band_pass: Mapping[str, Any] | None = None,
         intensity: str = "min_max",
         mean: float = 0.0,
         std: float = 1.0,
@@ -119,12 +127,24 @@ class VideoClassifier(nn.Module):
         self.backbone_name = backbone
         self.backbone_options = dict(backbone_options or {})
         self.clip_size = [int(size) for size in clip_size]
+        check_time_axis(time_axis)
+        self.time_axis = time_axis
+        self.volume_axes = list(TIME_AXES[time_axis])
+        self.band_pass = dict(band_pass) if band_pass else None
+        narrow, wide = _band(self.band_pass) if self.band_pass else (0.0, 0.0)
+        self.narrow_kernel: Tensor
+        self.wide_kernel: Tensor
+        self.register_buffer("narrow_kernel", gaussian_kernel(narrow), persistent=False)
+        self.register_buffer("wide_kernel", gaussian_kernel(wide), persistent=False)
+        self.filters = self.band_pass is not None
         self.intensity = intensity
         self.mean = mean
         self.std = std
         self.precision = precision
         self.class_names = [f"class_{number}" for number in range(num_classes)]
         self.initialisation: dict[str, Any] = {"weights": None}
+        self.freeze_batch_norm = False
+        self._frozen: tuple[str, ...] = ()
         self.backbone, num_features = build_backbone(backbone, self.clip_size, **self.backbone_options)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, num_classes))
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
@@ -149,6 +169,9 @@ class VideoClassifier(nn.Module):
 
     def make_clips(self, volumes: Tensor, matrices: Tensor | None = None) -> Tensor:
         """Return what the backbone sees: `(B, 1, depth, height, width)`, standing for three equal channels."""
+        volumes = put_time_first(volumes.float(), self.volume_axes)
+        if self.filters:
+            volumes = difference_of_gaussians(volumes, self.narrow_kernel, self.wide_kernel)
         clips = resample_clips(scale_intensity(volumes, self.intensity), self.clip_size, matrices)
         return (clips - self.mean) / self.std
 
@@ -187,12 +210,46 @@ class VideoClassifier(nn.Module):
         scores: Tensor = self.head(self.extract_features(self.make_clips(volumes, matrices)))
         return scores
 
+    def stage_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Return the backbone's parameters by stage: ``stem``, ``stage1`` to ``stage4``."""
+        return {
+            name: [p for key, p in self.backbone.named_parameters() if key.startswith(prefixes)]
+            for name, prefixes in self._stages().items()
+        }
+
+    def freeze_stages(self, names: Sequence[str]) -> None:
+        """Freeze these stages of the backbone and no others: no gradients, and evaluation mode also in training."""
+        self._frozen = tuple(names)
+        for name, parameters in self.stage_parameters().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name not in self._frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> VideoClassifier:
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        stages = self._stages()
+        for name in self._frozen:
+            for prefix in stages[name]:
+                self.backbone.get_submodule(prefix.rstrip(".")).eval()
+        if self.freeze_batch_norm:
+            for layer in self.backbone.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return self
+
+    def _stages(self) -> dict[str, tuple[str, ...]]:
+        prefixes = look_up_backbone(self.backbone_name).stages
+        return {"stem" if number == 0 else f"stage{number}": stage for number, stage in enumerate(prefixes)}
+
     def description(self) -> dict[str, Any]:
         """Everything that must agree before weights are exchanged, and the class names."""
         return {
             "backbone": self.backbone_name,
             "backbone_options": self.backbone_options,
             "clip_size": self.clip_size,
+            "time_axis": self.time_axis,
+            "band_pass": self.band_pass,
             "intensity": self.intensity,
             "mean": self.mean,
             "std": self.std,
@@ -208,6 +265,21 @@ class VideoClassifier(nn.Module):
         saved = read_description(state)
         self.set_class_names(saved["class_names"])
         self.mean, self.std = saved["mean"], saved["std"]
+
+
+def _band(band_pass: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the two standard deviations of a band-pass in voxels."""
+    unknown = set(band_pass) - {"sigma", "voxel_size"}
+    sigma = band_pass.get("sigma")
+    if unknown or not isinstance(sigma, Sequence) or len(sigma) != 2 or not 0 <= sigma[0] < sigma[1]:
+        raise InputError(
+            f'band_pass: {dict(band_pass)} must be {{"sigma": [narrow, wide]}}, 0 <= narrow < wide, with "voxel_size" '
+            "if they are in Å"
+        )
+    voxel_size = band_pass.get("voxel_size", 1.0)
+    if not voxel_size > 0:
+        raise InputError(f"band_pass: voxel_size {voxel_size} must be positive")
+    return sigma[0] / voxel_size, sigma[1] / voxel_size
 
 
 def read_description(state: Tensor) -> dict[str, Any]:

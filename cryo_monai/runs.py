@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
+from cryo_monai.checkpoints import load_checkpoint
+from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
+from cryo_monai.weights import initialise
 from cryo_monai.workflows import load_workflow, run_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -121,6 +125,82 @@ def classify_with_run(
     return target
 
 
+def embed_with(
+    source: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    overlays: Paths = (),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    ids: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the pooled features of volumes; see `embed_dataset`.
+
+    Parameters
+    ----------
+    source : path
+        A bundle folder, or a run folder for the network and the best weights of that run.
+    data : path
+        A volume, a folder, a datalist or a MedMNIST3D file.
+    output : path
+        The NPZ; a CSV is written beside it.
+    weights : str, optional
+        For bundles; see `initialise`. None for random weights.
+    overlays : sequence of path
+        For bundles; see `load_workflow`.
+    seed : int
+        Of random weights.
+    progress : callable, optional
+        Called with the volumes just done and the volumes there are.
+    ids : mapping, optional
+        Ids of the bundle's inference.json.
+
+    Returns
+    -------
+    Path
+        The NPZ.
+
+    Raises
+    ------
+    CryoMonaiError
+        In one line, for anything the user can mend.
+    """
+    folder = Path(source)
+    is_run = (folder / "run.json").is_file()
+    if is_run and (weights or overlays):
+        raise InputError(f"{folder}: a run has weights and overlays of its own; give a bundle folder to choose others")
+    bundle, kept = source, {}
+    if is_run:
+        _, record = _read_run(folder)
+        bundle, overlays = record["bundle"], record["overlays"]
+        kept = {name: value for name, value in record["ids"].items() if name in _inference_ids(str(bundle))}
+    options = dict(ids or {})
+    training = {name: options.pop(name) for name in ("input_range", "inflation") if name in options}
+    overrides = {**kept, **options, "dataset_dir": str(data)}
+    workflow = load_workflow(bundle, "inference", overlays=overlays, overrides=overrides)
+    with unwrapped_errors():
+        workflow.initialize()
+        torch.manual_seed(seed)
+        network, device = (workflow.parser.get_parsed_content(name) for name in ("network", "device"))
+        if is_run:
+            load_checkpoint(network, folder / "models" / "model.pt")
+        else:
+            initialise(network, weights, **training)
+        dataset = workflow.parser.get_parsed_content("dataset")
+        return embed_dataset(
+            network,
+            dataset,
+            dataset.data,
+            output,
+            device=device,
+            batch_size=workflow.parser.get_parsed_content("batch_size"),
+            num_workers=workflow.parser.get_parsed_content("num_workers"),
+            progress=None if progress is None else lambda done: progress(done, len(dataset)),
+        )
+
+
 def summarise(run_dir: str | os.PathLike[str]) -> str:
     """Describe an evaluated run in a few lines."""
     folder, _ = _read_run(run_dir)
@@ -154,8 +234,9 @@ def has_state(run_dir: str | os.PathLike[str]) -> bool:
 
 
 def _absolute(value: Any) -> Any:
-    """Make a path that exists independent of the working directory."""
-    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+    """Make a path that exists independent of the working directory; "video" and "image" are no paths."""
+    is_path = isinstance(value, str) and value not in ("", "video", "image") and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
 
 
 def _locations(folder: Path) -> dict[str, str]:

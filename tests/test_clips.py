@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from monai.transforms import Affine, Resize, SpatialCrop
 from torch import Tensor
 
-from cryo_monai.clips import ClipParameters, RandomClips, resample_clips
+from cryo_monai.clips import TIME_AXES, ClipParameters, RandomClips, put_time_first, resample_clips
 from cryo_monai.errors import InputError
 
 SHAPE = (10, 12, 14)
@@ -196,3 +196,25 @@ def test_prepare_batch_moves_and_draws_by_index() -> None:
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         RandomClips(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("axis", "order"), [("z", (0, 1, 2)), ("y", (1, 2, 0)), ("x", (2, 0, 1))])
+def test_the_time_axis_comes_first_and_nothing_is_mirrored(axis: str, order: tuple[int, int, int]) -> None:
+    volume = torch.rand(1, 1, 10, 12, 14)
+    turned = put_time_first(volume, list(TIME_AXES[axis]))
+    assert TIME_AXES[axis] == order
+    assert torch.equal(turned, volume.permute(0, 1, *(a + 2 for a in order)))
+    assert np.linalg.det(np.eye(3)[list(order)]) == 1.0  # a rotation: left hands stay left
+
+
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_random_clips_are_turned_about_the_time_axis(axis: str) -> None:
+    """Clips of a volume with its axes permuted, time z, are those of the volume itself with the other time axis."""
+    turned_shape = [(10, 12, 14)[a] for a in TIME_AXES[axis]]
+    options = {"crop_prob": 1.0, "affine_prob": 1.0, "seed": 3}
+    assert torch.equal(
+        RandomClips(**options, time_axis=axis).matrices([0, 1], (10, 12, 14)),
+        RandomClips(**options).matrices([0, 1], turned_shape),
+    )
+    with pytest.raises(InputError, match="time_axis: 't' is not one of z, y, x"):
+        RandomClips(time_axis="t")

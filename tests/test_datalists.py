@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cryo_monai.datalists import SPLITS, list_volumes, load_datalist, stratified_split
+from cryo_monai.datalists import SPLITS, load_datalist, stratified_split
 from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.listings import list_volumes
 from cryo_monai.medmnist3d import load_medmnist
 from cryo_monai.mrc import write_mrc
 

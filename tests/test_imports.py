@@ -12,8 +12,8 @@ import cryo_monai
 PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
-    "ground": ["errors", "files"],
-    "data": ["mrc_header", "mrc", "volumes", "datasets", "datalists", "medmnist3d", "simulation"],
+    "ground": ["errors", "files", "filters"],
+    "data": ["mrc_header", "mrc", "volumes", "datasets", "datalists", "medmnist3d", "listings", "simulation"],
     "network": [
         "clips",
         "backbones",
@@ -24,7 +24,17 @@ GROUPS = {
         "inflation",
         "weights",
     ],
-    "run": ["metrics", "history", "handlers", "checkpoints", "workflows", "runs"],
+    "run": [
+        "metrics",
+        "history",
+        "handlers",
+        "inferers",
+        "fine_tuning",
+        "checkpoints",
+        "workflows",
+        "embeddings",
+        "runs",
+    ],
     "command": ["command_line", "__main__"],
 }
 MAY_IMPORT = {

@@ -3,13 +3,16 @@ import warnings
 import pytest
 import torch
 from monai.networks.nets import resnet18, resnet34
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from cryo_monai.backbones import BACKBONES, build_backbone
 from cryo_monai.backbones.layers import SmallMapConv3d, fold_channel_replication
 from cryo_monai.backbones.resnets import resnet3d
-from cryo_monai.clips import ClipParameters, resample_clips
+from cryo_monai.clips import TIME_AXES, ClipParameters, resample_clips
 from cryo_monai.errors import InputError
+from cryo_monai.filters import difference_of_gaussians, gaussian_kernel
+from cryo_monai.inferers import AxisInferer
 from cryo_monai.networks import VideoClassifier, has_fast_bfloat16, read_description, scale_intensity
 
 SHAPE = (10, 12, 14)
@@ -251,3 +254,71 @@ def test_building_a_network_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small()
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_another_time_axis_is_a_permuted_volume(axis: str) -> None:
+    volumes = torch.rand(2, 1, *SHAPE)
+    turned = volumes.permute(0, 1, *(a + 2 for a in TIME_AXES[axis]))
+    with torch.no_grad():
+        assert torch.equal(small(time_axis=axis).eval()(volumes), small().eval()(turned))
+
+
+@pytest.mark.parametrize("time_axis", ["z", "y", "x"])
+def test_averaging_axes_does_not_depend_on_which_comes_first(time_axis: str) -> None:
+    network = small(time_axis=time_axis).eval()
+    volumes = torch.rand(2, 1, *SHAPE)
+    ask = AxisInferer(average_axes=True)
+    with torch.no_grad():
+        probabilities = ask(volumes, network).softmax(-1)
+        turned = [volumes.permute(0, 1, *(a + 2 for a in axes)) for axes in TIME_AXES.values()]
+        expected = torch.stack([network(volume).softmax(-1) for volume in turned]).mean(0)
+        assert torch.allclose(probabilities, expected, atol=1e-6)
+        for volume in turned:
+            assert torch.allclose(ask(volume, network).softmax(-1), probabilities, atol=1e-6)
+        assert torch.equal(AxisInferer()(volumes, network), network(volumes))
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(1.0, 2.0), (0.0, 1.5), (0.7, 6.0)])
+def test_band_pass_is_scipys_difference_of_gaussians(narrow: float, wide: float) -> None:
+    volume = torch.rand(1, 1, *SHAPE)
+    ours = difference_of_gaussians(volume, gaussian_kernel(narrow), gaussian_kernel(wide))[0, 0].numpy()
+    expected = [gaussian_filter(volume[0, 0].numpy(), sigma, mode="nearest", truncate=4.0) for sigma in (narrow, wide)]
+    assert abs(ours - (expected[0] - expected[1])).max() < 1e-5
+
+
+def test_band_pass_in_angstrom_and_voxels_agree_and_come_before_everything_else() -> None:
+    volumes = torch.rand(2, 1, *SHAPE)
+    voxels = small(band_pass={"sigma": [1.0, 2.0]}).eval()
+    angstrom = small(band_pass={"sigma": [13.5, 27.0], "voxel_size": 13.5}).eval()
+    filtered = difference_of_gaussians(volumes, gaussian_kernel(1.0), gaussian_kernel(2.0))
+    with torch.no_grad():
+        assert torch.equal(voxels(volumes), angstrom(volumes))
+        assert torch.equal(voxels(volumes), small().eval()(filtered))
+        assert not torch.allclose(voxels(volumes), small().eval()(volumes))
+    assert voxels.state_dict().keys() == small().state_dict().keys()
+    assert read_description(voxels.get_extra_state())["band_pass"] == {"sigma": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    "band_pass", [{"sigma": [2.0, 1.0]}, {"sigma": 2.0}, {"sigmas": [1, 2]}, {"sigma": [1, 2], "voxel_size": 0.0}, {"a": 1}]
+)  # fmt: skip
+def test_impossible_band_passes_are_refused(band_pass: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="band_pass"):
+        small(band_pass=band_pass)
+
+
+def test_torchscript_keeps_band_pass_time_axis_and_input() -> None:
+    network = small(band_pass={"sigma": [0.5, 1.5]}, time_axis="x", mean=0.4, std=0.2).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(network)
+    volumes = torch.rand(2, 1, *SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(scripted(volumes), network(volumes), atol=1e-5)
+
+
+def test_mean_and_std_travel_with_the_state_dict() -> None:
+    network, other = small(mean=0.4, std=0.2), small()
+    other.load_state_dict(network.state_dict())
+    assert (other.mean, other.std) == (0.4, 0.2)
