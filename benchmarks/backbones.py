@@ -2,8 +2,9 @@
 
     python benchmarks/backbones.py [--device cuda] [--batch_size 4] [--names resnet34,swin3d_t]
 
-Writes benchmarks/results/backbones-DEVICE.json and, on a CPU, the table in docs/backbones.md between its marks. Rates are
-medians over repeated calls of the whole network, from raw volumes to scores, at the precision that the bundle chooses.
+Writes benchmarks/results/backbones-DEVICE.json and, on a CPU, the table in docs/backbones.md between its marks. Rates
+are medians over repeated calls of the whole network, from raw volumes to scores, at the precision that the bundle
+chooses.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def measure(name: str, device: torch.device, batch_size: int, repeats: int) -> d
 def write_table(result: dict[str, Any]) -> None:
     """Put the table into docs/backbones.md."""
     lines = [
-        "| backbone | native clip | parameters, M | GFLOP | GFLOP at 28³ | infer/s | train/s | largest batch in 24 GiB |",
+        "| backbone | native clip | M parameters | GFLOP | GFLOP at 28³ | infer/s | train/s | batch in 24 GiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["backbones"].items():

@@ -252,7 +252,7 @@ def inspect_weights(file: str) -> None:
     Args:
         file: as its publisher wrote it, or a checkpoint of this package.
     """
-    from cryo_monai.weights import inspect_weights as inspect
+    from cryo_monai.recognition import inspect_weights as inspect
 
     print(inspect(file))
 

@@ -44,8 +44,8 @@ class TrainingMemory:
 def estimate_training_memory(network: VideoClassifier, *, optimizer_states: int = 1) -> TrainingMemory:
     """Estimate the memory of a training step: forward, backward, optimiser.
 
-    The step is run on tensors with shapes but no numbers, and the bytes that are alive at once are counted; the
-    largest tensor that a convolution meets is added twice, for the copies that its kernels make in layouts of their own.
+    The step is run on tensors with shapes but no numbers, and the bytes that are alive at once are counted; the largest
+    tensor that a convolution meets is added twice, for the copies that its kernels make in layouts of their own.
     Fragmentation and the context of a device are not in it.
 
     Parameters
@@ -116,7 +116,7 @@ def _step_bytes(network: VideoClassifier, batch_size: int) -> int:
     """Return the most bytes alive at once in forward and backward, beside weights and buffers."""
     step = _Step(network)
     with FakeTensorMode() as fake:
-        tensors = {key: fake.from_tensor(tensor) for key, tensor in step.named_parameters()}
+        tensors: dict[str, Tensor] = {key: fake.from_tensor(tensor) for key, tensor in step.named_parameters()}
         tensors |= {key: fake.from_tensor(tensor) for key, tensor in step.named_buffers()}
         volumes = torch.zeros(batch_size, 1, *network.clip_size)
         live = _LiveBytes()

@@ -59,6 +59,10 @@ class KeyReport:
         names = ("loaded", "resized", "missing", "unexpected", "mismatched", "head", "allowed")
         return {name: len(getattr(self, name)) for name in names}
 
+    def as_plain_values(self) -> dict[str, Any]:
+        """Return the keys by fate, and of those loaded the number, for JSON."""
+        return {name: count if name == "loaded" else list(getattr(self, name)) for name, count in self.counts().items()}
+
     def table(self) -> str:
         """Return one line per fate, with the first keys."""
         lines = []

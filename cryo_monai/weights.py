@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from cryo_monai.backbones import BACKBONES, build_backbone, look_up_backbone
+from cryo_monai.backbones import look_up_backbone
 from cryo_monai.downloads import find_weights, pinned_hash, sha256_of
 from cryo_monai.errors import InputError
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import VideoClassifier, read_description
+from cryo_monai.recognition import describe_other_fit, recognise
 from cryo_monai.weight_files import KeyReport, match_keys, read_state
-from cryo_monai.weight_records import RECORDS, InputRecord, WeightRecord, default_record, look_up_record
+from cryo_monai.weight_records import RECORDS, WeightRecord, default_record, look_up_record
 
 INPUT_RANGES = ("checkpoint", "unit")
 
@@ -83,22 +81,22 @@ def load_video_weights(
         When any tensor but the classifier's is missing, unexpected or of another shape, naming what the file fits
         instead if it fits anything.
     """
-    state = read_state(path)
+    original = read_state(path)
     backbone = look_up_backbone(network.backbone_name)
     wanted = network.backbone.state_dict()
     if record is None:
-        record = _recognise(state, network.backbone_name)
+        record = recognise(original, network.backbone_name)
     clip = record.clip if record else network.clip_size
-    if is_image_state(state):
-        state = inflate_state(state, wanted, inflation)
+    state = inflate_state(original, wanted, inflation) if is_image_state(original) else original
     grids = (backbone.grid(clip), backbone.grid(network.clip_size))
     match = match_keys(state, wanted, backbone, grids=grids, allow_partial=allow_partial)
     report = LoadReport(str(path), record, match.report)
     wrong = match.report.wrong
     if wrong:
         counts = ", ".join(f"{count} {name}" for name, count in match.report.counts().items() if count)
+        other = describe_other_fit(original)
         raise InputError(
-            f"{path}: does not fit backbone {network.backbone_name!r}: {counts}; first: {wrong[0]}. {_other_fit(path)}"
+            f"{path}: does not fit backbone {network.backbone_name!r}: {counts}; first: {wrong[0]}. {other}"
         )
     if not match.tensors:
         raise InputError(f"{path}: no tensor of it fits backbone {network.backbone_name!r}")
@@ -144,10 +142,8 @@ def initialise(
         logger.info("initialisation: random")
         return network
     path, record = _resolve(network.backbone_name, weights)
-    own = _own_checkpoint(network, path)
-    if own is not None:
-        report, (network.mean, network.std) = own
-    else:
+    report = _load_own_checkpoint(network, path, allow_partial)
+    if report is None:
         report = load_video_weights(network, path, record=record, allow_partial=allow_partial, inflation=inflation)
         _set_input(network, report, input_range)
     digest = sha256_of(path)
@@ -163,48 +159,9 @@ def initialise(
         "input_range": input_range,
         "mean": network.mean,
         "std": network.std,
-        "keys": {
-            name: list(getattr(report.keys, name)) if name != "loaded" else count
-            for name, count in report.keys.counts().items()
-        },
+        "keys": report.keys.as_plain_values(),
     }
     return network
-
-
-def inspect_weights(path: str | os.PathLike[str]) -> str:
-    """Say what a file of weights is: which backbones and records it fits, or what it fits nearly.
-
-    Raises
-    ------
-    InputError
-        When it cannot be read.
-    """
-    state = read_state(path)
-    numbers = sum(tensor.numel() for tensor in state.values())
-    lines = [f"{path}: {len(state)} tensors, {numbers / 1e6:.1f} M numbers, SHA-256 {sha256_of(path)}"]
-    if "_extra_state" in state:
-        description = read_description(state["_extra_state"])
-        return "\n".join([*lines, "a checkpoint of this package:", *(f"  {k}: {v}" for k, v in description.items())])
-    fits, nearest = _fitting_backbones(state)
-    for name in fits:
-        record = _recognise(state, name)
-        lines.append(f"fits backbone {name}" + (f" as {record.name}" if record else "; no record has this classifier"))
-        if record:
-            mean, std = record.input.mean_and_std()
-            clip = " x ".join(map(str, record.clip))
-            lines.append(f"  {record.dataset}, {record.licence}; {record.citation}; clip {clip}")
-            lines.append(f"  input: {_input_in_words(record.input, mean, std)}")
-    if not fits:
-        lines.append("fits no backbone")
-        if nearest is not None:
-            lines.append(f"nearest is {nearest[0]}:\n{nearest[1].table()}")
-    return "\n".join(lines)
-
-
-def _input_in_words(values: InputRecord, mean: float, std: float) -> str:
-    if values.intensity == "z_score":
-        return "volumes of mean 0 and standard deviation 1"
-    return f"(x - {mean:.4g}) / {std:.4g} for intensities x in [0, 1]"
 
 
 def _resolve(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, WeightRecord | None]:
@@ -223,8 +180,8 @@ def _resolve(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, Weig
     return Path(weights), None
 
 
-def _own_checkpoint(network: VideoClassifier, path: Path) -> tuple[LoadReport, tuple[float, float]] | None:
-    """Load the backbone of a checkpoint of this package, if the file is one; return its input too."""
+def _load_own_checkpoint(network: VideoClassifier, path: Path, allow_partial: Sequence[str]) -> LoadReport | None:
+    """Load backbone and input of a checkpoint of this package; return None if the file is none."""
     state = read_state(path)
     if "_extra_state" not in state:
         return None
@@ -235,14 +192,14 @@ def _own_checkpoint(network: VideoClassifier, path: Path) -> tuple[LoadReport, t
         how = saved["intensity"]
         raise InputError(f"{path}: was trained with intensity {how!r}; add --intensity {how}")
     backbone = look_up_backbone(network.backbone_name)
-    head = tuple(key for key in state if key.startswith("head."))
-    inner = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key not in head}
+    inner = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
     grids = (backbone.grid(saved["clip_size"]), backbone.grid(network.clip_size))
-    match = match_keys(inner, network.backbone.state_dict(), backbone, grids=grids)
+    match = match_keys(inner, network.backbone.state_dict(), backbone, grids=grids, allow_partial=allow_partial)
     if match.report.wrong:
         raise InputError(f"{path}: does not fit; first: {match.report.wrong[0]}. backbone_options may differ")
     network.backbone.load_state_dict(match.tensors, strict=False)
-    return LoadReport(str(path), None, match.report), (saved["mean"], saved["std"])
+    network.mean, network.std = saved["mean"], saved["std"]
+    return LoadReport(str(path), None, match.report)
 
 
 def _set_input(network: VideoClassifier, report: LoadReport, input_range: str) -> None:
@@ -264,47 +221,3 @@ def _set_input(network: VideoClassifier, report: LoadReport, input_range: str) -
             f"--intensity {wanted}, or --input_range unit"
         )
     network.mean, network.std = values.mean_and_std()
-
-
-def _recognise(state: Mapping[str, Tensor], backbone: str) -> WeightRecord | None:
-    """Tell the record of a file that fits a backbone, by its kind and the size of its classifier."""
-    image = is_image_state(state)
-    heads = look_up_backbone(backbone).heads
-    outputs = {tensor.shape[0] for key, tensor in state.items() if heads and key.startswith(heads) and tensor.dim()}
-    for record in RECORDS:
-        same_kind = record.backbone == backbone and record.is_image == image
-        # MedicalNet's networks had decoders, of which some files hold nothing.
-        if same_kind and (record.classes == 0 or record.classes in outputs):
-            return record
-    return None
-
-
-def _fitting_backbones(state: Mapping[str, Tensor]) -> tuple[list[str], tuple[str, KeyReport] | None]:
-    """Compare a file with every backbone that has its stem, at its native clip; return the fits and the nearest."""
-    fits, nearest = [], None
-    image = is_image_state(state)
-    for name, backbone in BACKBONES.items():
-        from_image = any(record.is_image for record in RECORDS if record.backbone == name)
-        if not (from_image if image else f"{backbone.stem}.weight" in state):
-            continue
-        try:
-            with torch.random.fork_rng(devices=[]):
-                module, _ = build_backbone(name, backbone.native)
-        except InputError:  # its library is not installed
-            continue
-        wanted = module.state_dict()
-        candidate = inflate_state(state, wanted) if image else state
-        match = match_keys(candidate, wanted, backbone)
-        if not match.report.wrong:
-            fits.append(name)
-        elif match.tensors and (nearest is None or len(match.report.wrong) < len(nearest[1].wrong)):
-            nearest = (name, match.report)
-    return fits, nearest
-
-
-def _other_fit(path: str | os.PathLike[str]) -> str:
-    """Name what a refused file would fit."""
-    fits, nearest = _fitting_backbones(read_state(path))
-    if fits:
-        return f"It fits {' and '.join(fits)}"
-    return f"It fits no backbone; nearest is {nearest[0]}" if nearest else "It fits no backbone"

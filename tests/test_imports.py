@@ -22,6 +22,7 @@ GROUPS = {
         "downloads",
         "weight_files",
         "inflation",
+        "recognition",
         "memory",
         "weights",
     ],

@@ -17,10 +17,11 @@ from cryo_monai.backbones import BACKBONES
 from cryo_monai.errors import InputError
 from cryo_monai.inflation import inflate_kernel, inflate_state
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.recognition import inspect_weights
 from cryo_monai.runs import train_bundle
 from cryo_monai.weight_files import load_tensors, read_state
 from cryo_monai.weight_records import RECORDS, InputRecord, look_up_record
-from cryo_monai.weights import initialise, inspect_weights, load_video_weights
+from cryo_monai.weights import initialise, load_video_weights
 
 SMALL = {"resnet18": {"widths": [4, 8, 16, 32]}, "slow_r50": {}}
 
