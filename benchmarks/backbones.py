@@ -26,6 +26,7 @@ from cryo_monai.backbones import BACKBONES
 from cryo_monai.errors import InputError
 from cryo_monai.memory import estimate_training_memory
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.weight_records import RECORDS
 
 PAPER, SMALL = (32, 128, 128), (28, 28, 28)
 AVAILABLE = 24 << 30  # bytes of a common card
@@ -104,11 +105,22 @@ def measure(name: str, device: torch.device, batch_size: int, repeats: int) -> d
     return row
 
 
+def weights_of(name: str) -> str:
+    """Say which licences a backbone's public weights have, and what input the first of them wants."""
+    records = [record for record in RECORDS if record.backbone == name]
+    if not records:
+        return "—"
+    mean, std = records[0].input.mean_and_std()
+    wanted = "z-score" if records[0].input.intensity == "z_score" else f"(x − {mean:.3g}) / {std:.3g}"
+    return f"{', '.join(dict.fromkeys(record.licence for record in records))}; {wanted}"
+
+
 def write_table(result: dict[str, Any]) -> None:
     """Put the table into docs/backbones.md."""
     lines = [
-        "| backbone | native clip | M parameters | GFLOP | GFLOP at 28³ | infer/s | train/s | batch in 24 GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| backbone | native clip | M parameters | GFLOP | at 28³ | infer/s | train/s "
+        "| batch in 24 GiB | licence of weights; input |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["backbones"].items():
         paper, small = row["paper"], row["small"]
@@ -118,7 +130,7 @@ def write_table(result: dict[str, Any]) -> None:
         clip = " × ".join(map(str, row["native_clip"]))
         lines.append(
             f"| `{name}` | {clip} | {row['parameters_m']:.1f} | {paper['gflop']:.1f} | {small.get('gflop', '—')} | "
-            f"{paper['infer_per_s']:.2f} | {paper['train_per_s']:.2f} | {batch} |"
+            f"{paper['infer_per_s']:.2f} | {paper['train_per_s']:.2f} | {batch} | {weights_of(name)} |"
         )
     text = TABLE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
@@ -126,8 +138,18 @@ def write_table(result: dict[str, Any]) -> None:
     TABLE.write_text(before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + after, encoding="utf-8")
 
 
-def main(device: str = "cpu", batch_size: int = 4, repeats: int = 3, names: str = "", output: str = "") -> None:
-    """Run the benchmark and write its JSON."""
+def main(
+    device: str = "cpu",
+    batch_size: int = 4,
+    repeats: int = 3,
+    names: str = "",
+    output: str = "",
+    table_only: bool = False,
+) -> None:
+    """Run the benchmark and write its JSON; ``table_only`` writes the table from the JSON that is there."""
+    if table_only:
+        write_table(json.loads((RESULTS / "backbones-cpu.json").read_text()))
+        return
     warnings.simplefilter("ignore")  # of libraries, about themselves
     place = torch.device(device)
     torch.backends.cudnn.benchmark = True

@@ -250,7 +250,7 @@ def inspect_weights(file: str) -> None:
     """Say what a file of weights is and which backbones it fits, or fits nearly.
 
     Args:
-        file: as its publisher wrote it, or a checkpoint of this package.
+        file: as its publisher wrote it, or a checkpoint of this package; or the name of published weights.
     """
     from cryo_monai.recognition import inspect_weights as inspect
 

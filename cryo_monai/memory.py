@@ -71,11 +71,11 @@ def estimate_training_memory(network: VideoClassifier, *, optimizer_states: int 
     return TrainingMemory(weights + states + max(0, small - 2 * per_sample), per_sample)
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the bytes of all tensors that operations make, while they are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.convolved = 0
         self._seen = WeakIdKeyDictionary()
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cryo_monai.backbones import BACKBONES, build_backbone, look_up_backbone
-from cryo_monai.downloads import sha256_of
+from cryo_monai.downloads import cached_path, pinned_hash, sha256_of
 from cryo_monai.errors import InputError
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import read_description
 from cryo_monai.weight_files import KeyReport, match_keys, read_state
-from cryo_monai.weight_records import RECORDS, InputRecord, WeightRecord
+from cryo_monai.weight_records import RECORDS, InputRecord, WeightRecord, look_up_record
 
 
 def inspect_weights(path: str | os.PathLike[str]) -> str:
     """Say what a file of weights is: which backbones and records it fits, or what it fits nearly.
+
+    Parameters
+    ----------
+    path : path
+        A file, or the name of a record, which is then described.
 
     Raises
     ------
     InputError
         When it cannot be read.
     """
+    if not Path(path).exists() and any(record.name == str(path) for record in RECORDS):
+        return describe_record(look_up_record(str(path)))
     state = read_state(path)
     numbers = sum(tensor.numel() for tensor in state.values())
     lines = [f"{path}: {len(state)} tensors, {numbers / 1e6:.1f} M numbers, SHA-256 {sha256_of(path)}"]
@@ -51,6 +59,31 @@ def _input_in_words(values: InputRecord, mean: float, std: float) -> str:
     if values.intensity == "z_score":
         return "volumes of mean 0 and standard deviation 1"
     return f"(x - {mean:.4g}) / {std:.4g} for intensities x in [0, 1]"
+
+
+def describe_record(record: WeightRecord) -> str:
+    """Return everything a record says, one line per fact."""
+    values = record.input
+    mean, std = values.mean_and_std()
+    pinned = pinned_hash(record) or f"not pinned ({record.sha256_prefix or 'nothing'} is published)"
+    size = "unknown" if record.megabytes is None else f"{record.megabytes:g} MB"
+    target = cached_path(record)
+    facts = {
+        "backbone": record.backbone,
+        "architecture": look_up_backbone(record.backbone).arguments,
+        "trained on": f"{record.dataset}, clips of {' x '.join(map(str, record.clip))}",
+        "top-1": "unknown" if record.top1 is None else f"{record.top1} %",
+        "input": _input_in_words(values, mean, std),
+        "per channel": f"[{values.low:g}, {values.high:g}], mean {values.mean}, std {values.std}",
+        "layout": f"{record.layout}, {record.classes or 'no'} classes",
+        "licence": record.licence,
+        "citation": record.citation,
+        "url": record.url + (f" ({record.file}, by browser)" if record.manual else ""),
+        "size": size,
+        "SHA-256": pinned,
+        "here": f"{target} ({'there' if target.is_file() else 'not there'})",
+    }
+    return "\n".join([record.name, *(f"  {name:<13}{fact}" for name, fact in facts.items())])
 
 
 def recognise(state: Mapping[str, Tensor], backbone: str) -> WeightRecord | None:

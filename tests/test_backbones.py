@@ -34,6 +34,14 @@ def test_every_backbone_takes_the_clips_of_the_paper(name: str, clip: tuple[int,
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("name", [n for n in BACKBONES if n.startswith("monai") or n == "rb3d"])
+def test_backbones_without_public_weights_take_their_native_clip(name: str) -> None:
+    clip = BACKBONES[name].native
+    module, features = build_backbone(name, clip)
+    with torch.no_grad():
+        assert module.eval()(torch.rand(1, 1, *clip)).shape == (1, features)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_stages_cover_every_parameter_once_and_in_order(name: str) -> None:
     record = BACKBONES[name]

@@ -251,6 +251,14 @@ def test_inspect_names_backbone_record_and_input(tmp_path: Path) -> None:
     assert "fits no backbone" in inspect_weights(tmp_path / "odd.pth")
 
 
+def test_inspect_describes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYO_MONAI_CACHE", str(tmp_path))
+    text = inspect_weights("r3d_18-kinetics400")
+    for part in ("63.2 %", "BSD-3-Clause", "1711.11248", "r3d_18-b3b3357e.pth", "127.359 MB", "b3b3357e is published",
+                 "16 x 112 x 112", "(x - 0.4011) / 0.2222", str(tmp_path)):  # fmt: skip
+        assert part in text
+
+
 def test_record_names_are_resolved_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Path) -> None:
     monkeypatch.setenv("CRYO_MONAI_CACHE", str(tmp_path / "cache"))
     record = look_up_record("resnet18-kinetics400")
