@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cryo_monai.command_line import Verbs, run, split_list
 
@@ -165,22 +166,16 @@ def embed(
     Args:
         bundle: bundle folder, or the output_dir of a training for its network and its best weights.
         data: a volume, a folder of volumes (folders in it name the classes), a datalist JSON, or a MedMNIST3D npz.
-        output: the NPZ: features, labels, class_names, paths, splits. The CSV beside it has the same.
+        output: the NPZ: features (float32), labels (-1 where unknown), class_names, paths, splits. The CSV beside it
+            has the same. A file that exists is not replaced.
         weights: for a bundle: video, image, a name that `weights list` shows, a file, or nothing for random weights.
         overlays: for a bundle: comma-separated JSON files, such as configs/backbones/swin3d_t.json.
         seed: of random weights.
         ids: any id of the bundle's inference.json, and --input_range, --inflation.
     """
-    from tqdm.auto import tqdm
-
     from cryo_monai.runs import embed_with
 
-    with tqdm(unit="volume", desc="embedding") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
+    with _late_bar(desc="embedding", unit="volume") as show:
         written = embed_with(
             bundle,
             data,
@@ -200,9 +195,16 @@ def list_weights(backbone: str = "") -> None:
     Args:
         backbone: only those of this backbone.
     """
+    from difflib import get_close_matches
+
     from cryo_monai.downloads import cached_path, pinned_hash
+    from cryo_monai.errors import InputError
     from cryo_monai.weight_records import RECORDS
 
+    if backbone and all(record.backbone != backbone for record in RECORDS):
+        near = get_close_matches(backbone, {record.backbone for record in RECORDS}, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"--backbone {backbone}: no public weights for a backbone of that name{hint}")
     rows: list[tuple[str, ...]] = [("name", "backbone", "data set", "top-1", "licence", "pinned", "here")]
     for record in RECORDS:
         if backbone in ("", record.backbone):
@@ -224,7 +226,7 @@ def fetch_weights(name: str, sha256: str = "") -> None:
     from cryo_monai.downloads import fetch_weights as fetch
     from cryo_monai.weight_records import look_up_record
 
-    with _download_bar(name) as progress:
+    with _late_bar(desc=name, unit="B", unit_scale=True, unit_divisor=1024) as progress:
         path = fetch(look_up_record(name), sha256 or None, progress)
     print(f"{path}\nuse it with: --weights {name}")
 
@@ -241,7 +243,7 @@ def pin_weights(name: str, file: str = "") -> None:
     from cryo_monai.downloads import pin_weights as pin
     from cryo_monai.weight_records import look_up_record
 
-    with _download_bar(name) as progress:
+    with _late_bar(desc=name, unit="B", unit_scale=True, unit_divisor=1024) as progress:
         written, sha256 = pin(look_up_record(name), Path(file) if file else None, progress)
     print(f"{name}: SHA-256 {sha256}, kept in {written}")
 
@@ -258,16 +260,16 @@ def inspect_weights(file: str) -> None:
 
 
 @contextmanager
-def _download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Give a function that shows bytes there are and bytes there will be, from its first call on."""
+def _late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function that shows what is done of a total, from its first call on: mistakes come before that."""
     from tqdm.auto import tqdm
 
     bars: list[tqdm[None]] = []
 
-    def show(there: int, total: int | None) -> None:
+    def show(done: int, total: int | None) -> None:
         if not bars:
-            bars.append(tqdm(desc=name, total=total, unit="B", unit_scale=True, unit_divisor=1024))
-        bars[0].update(there - bars[0].n)
+            bars.append(tqdm(total=total, **options))
+        bars[0].update(done - bars[0].n)
 
     try:
         yield show

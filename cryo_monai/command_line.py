@@ -75,8 +75,12 @@ def _named(verbs: Any, arguments: list[str]) -> tuple[Verb | None, list[str]]:
     for position, argument in enumerate(arguments):
         if not isinstance(node, Mapping):
             return node, arguments[position:]
-        if argument not in node:
+        if argument.startswith("-"):
             return None, []
+        if argument not in node:
+            near = get_close_matches(argument, node, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(node)}"
+            raise UsageError(f"{' '.join(arguments[: position + 1])}: no such verb; {hint}")
         node = node[argument]
     return (None, []) if isinstance(node, Mapping) else (node, [])
 
@@ -95,8 +99,8 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
     int
         Exit code: 0, 1 for errors, 2 for usage, 75 when stopped and saved, 130 when interrupted.
     """
-    verb, flags = _named(verbs, arguments)
     try:
+        verb, flags = _named(verbs, arguments)
         if verb is not None:
             _refuse_unknown_flags(verb, flags)
         fire.Fire(_all_converted(verbs), command=arguments, name="cryo-monai")

@@ -115,6 +115,8 @@ def fetch_weights(record: WeightRecord, sha256: str | None = None, progress: Pro
         )
     if not re.fullmatch("[0-9a-f]{64}", expected):
         raise InputError(f"--sha256 {expected}: not 64 hexadecimal digits")
+    if not expected.startswith(record.sha256_prefix):
+        raise InputError(f"--sha256 {expected}: the publisher's begins with {record.sha256_prefix} ({record.url})")
     if target.is_file() and sha256_of(target) == expected:
         return target
     _refuse_manual(record, target)
@@ -195,6 +197,8 @@ def _download(record: WeightRecord, target: Path, progress: Progress | None, sha
             raise
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         there = partial.stat().st_size if partial.exists() else 0
+        if not there:
+            partial.unlink(missing_ok=True)
         kept = f"; {there} bytes are kept, the same call goes on from there" if there else ""
         raise InputError(f"{_origin(record, sha256)} -> {target}: not downloaded ({reason}){kept}") from error
     return partial

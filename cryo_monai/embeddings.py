@@ -57,7 +57,7 @@ def embed_dataset(
     batch_size, num_workers : int
         Of the loader.
     progress : callable, optional
-        Called with the number of volumes done, at once for those of an interrupted call.
+        Called with the number of volumes that are done, those of an interrupted call included.
 
     Returns
     -------
@@ -67,21 +67,22 @@ def embed_dataset(
     Raises
     ------
     InputError
-        When the output is not called ``*.npz``.
+        When the output is not called ``*.npz``, or exists.
     CryoMonaiError
         When it cannot be written.
     """
     target = Path(output)
     if target.suffix != ".npz":
         raise InputError(f"{target}: embeddings are written as NPZ; give a name that ends in .npz")
+    if target.exists():
+        raise InputError(f"{target}: exists; remove it, or choose another --output")
     parts = target.with_name(target.name + ".parts")
     starts = range(0, len(items), batch_size)
     _prepare(parts, _fingerprint(network, items, batch_size))
     done = [start for start in starts if (parts / f"{start:08d}.npy").is_file()]
     left = [start for start in starts if start not in set(done)]
     indices = [i for start in left for i in range(start, min(start + batch_size, len(items)))]
-    if progress is not None and done:
-        progress(len(items) - len(indices))
+    finished = len(items) - len(indices)
     loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
     network.eval()
     for start, batch in zip(left, loader, strict=True):
@@ -91,8 +92,9 @@ def embed_dataset(
         buffer = io.BytesIO()
         np.save(buffer, features)
         atomic_write_bytes(parts / f"{start:08d}.npy", buffer.getvalue())
+        finished += len(features)
         if progress is not None:
-            progress(len(features))
+            progress(finished)
     features = np.concatenate([np.load(parts / f"{start:08d}.npy", allow_pickle=False) for start in starts])
     _write(target, features, items)
     shutil.rmtree(parts)

@@ -5,6 +5,7 @@ All of it is off by default, as in the paper, which trains every weight.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
@@ -52,13 +55,14 @@ def parameter_groups(
     Raises
     ------
     InputError
-        When a factor is not positive.
+        When a factor is out of its range.
     """
-    if head_lr_factor <= 0 or layer_decay <= 0 or l2_sp < 0:
-        raise InputError(
-            f"fine_tuning: head_lr_factor {head_lr_factor} and layer_decay {layer_decay} must be positive, "
-            f"l2_sp {l2_sp} not negative"
-        )
+    if not head_lr_factor > 0:
+        raise InputError(f"fine_tuning: head_lr_factor {head_lr_factor} must be positive")
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"fine_tuning: layer_decay {layer_decay} must lie in (0, 1]")
+    if not l2_sp >= 0:
+        raise InputError(f"fine_tuning: l2_sp {l2_sp} must not be negative")
     if head_lr_factor == layer_decay == 1.0 and l2_sp == 0.0:
         return [{"params": list(network.parameters())}]
     groups = []
@@ -67,6 +71,9 @@ def parameter_groups(
         decay = 0.0 if l2_sp else weight_decay
         groups.append({"params": parameters, "lr": lr * layer_decay**steps, "weight_decay": decay})
     groups.append({"params": list(network.head.parameters()), "lr": lr * head_lr_factor, "weight_decay": weight_decay})
+    names = (*reversed(stages), "head")
+    rates = ", ".join(f"{name} {group['lr']:.3g}" for name, group in zip(names, groups, strict=True))
+    logger.info("learning rates: %s%s", rates, f"; decay towards the start: {l2_sp:g}" if l2_sp else "")
     return groups
 
 
@@ -114,6 +121,7 @@ class FineTuning:
                 self.epochs[stage] = epochs
         network.freeze_batch_norm = freeze_batch_norm
         self.l2_sp = l2_sp
+        self._shown: tuple[str, ...] = ()
         self._start: list[tuple[Tensor, Tensor]] = []
         if l2_sp:
             self._start = [(p, p.detach().clone()) for group in stages.values() for p in group]
@@ -129,7 +137,11 @@ class FineTuning:
         return tuple(name for name, epochs in self.epochs.items() if epochs is None or epoch <= epochs)
 
     def _freeze(self, engine: Engine) -> None:
-        self.network.freeze_stages(self.frozen(engine.state.epoch))
+        frozen = self.frozen(engine.state.epoch)
+        if frozen != self._shown:
+            logger.info("epoch %d: frozen stages: %s", engine.state.epoch, ", ".join(frozen) or "none")
+            self._shown = frozen
+        self.network.freeze_stages(frozen)
 
     @torch.no_grad()
     def _pull(self, engine: Engine) -> None:

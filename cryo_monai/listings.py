@@ -19,8 +19,8 @@ def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> l
     Parameters
     ----------
     path : path
-        A volume, a folder searched recursively, a JSON file holding a list of items or a datalist, or an NPZ file of
-        MedMNIST3D.
+        A volume, a folder searched recursively unless there is a ``dataset.json`` in it, a JSON file holding a list of
+        items or a datalist, or an NPZ file of MedMNIST3D.
     permissive : bool
         Accept old MRC files; see `read_mrc`.
 
@@ -43,6 +43,8 @@ def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> l
         lists, class_names = read_medmnist(source)
         every = [(item, split) for split in SPLITS for item in lists[split]]
         return numbered([_item(i["image"], i["path"], i["label"], class_names, split) for i, split in every])
+    if (source / "dataset.json").is_file():
+        source /= "dataset.json"
     if source.suffix == ".json":
         items = _listed(source)
     elif source.is_dir():

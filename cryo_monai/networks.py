@@ -130,8 +130,8 @@ class VideoClassifier(nn.Module):
         check_time_axis(time_axis)
         self.time_axis = time_axis
         self.volume_axes = list(TIME_AXES[time_axis])
-        self.band_pass = dict(band_pass) if band_pass else None
-        narrow, wide = _band(self.band_pass) if self.band_pass else (0.0, 0.0)
+        narrow, wide = (0.0, 0.0) if band_pass is None else _band(band_pass)
+        self.band_pass = None if band_pass is None else dict(band_pass)
         self.narrow_kernel: Tensor
         self.wide_kernel: Tensor
         self.register_buffer("narrow_kernel", gaussian_kernel(narrow), persistent=False)
@@ -269,12 +269,12 @@ class VideoClassifier(nn.Module):
 
 def _band(band_pass: Mapping[str, Any]) -> tuple[float, float]:
     """Return the two standard deviations of a band-pass in voxels."""
-    unknown = set(band_pass) - {"sigma", "voxel_size"}
-    sigma = band_pass.get("sigma")
-    if unknown or not isinstance(sigma, Sequence) or len(sigma) != 2 or not 0 <= sigma[0] < sigma[1]:
+    known = isinstance(band_pass, Mapping) and set(band_pass) <= {"sigma", "voxel_size"}
+    sigma = band_pass.get("sigma") if known else None
+    if not isinstance(sigma, (list, tuple)) or len(sigma) != 2 or not 0 <= sigma[0] < sigma[1]:
         raise InputError(
-            f'band_pass: {dict(band_pass)} must be {{"sigma": [narrow, wide]}}, 0 <= narrow < wide, with "voxel_size" '
-            "if they are in Å"
+            f'band_pass: {band_pass} must be {{"sigma": [narrow, wide]}}, 0 <= narrow < wide, with "voxel_size" if '
+            "they are in Å"
         )
     voxel_size = band_pass.get("voxel_size", 1.0)
     if not voxel_size > 0:

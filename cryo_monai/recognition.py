@@ -31,7 +31,7 @@ def inspect_weights(path: str | os.PathLike[str]) -> str:
     InputError
         When it cannot be read.
     """
-    if not Path(path).exists() and any(record.name == str(path) for record in RECORDS):
+    if not Path(path).exists() and not Path(path).suffix and os.sep not in str(path):
         return describe_record(look_up_record(str(path)))
     state = read_state(path)
     numbers = sum(tensor.numel() for tensor in state.values())
@@ -66,7 +66,7 @@ def describe_record(record: WeightRecord) -> str:
     values = record.input
     mean, std = values.mean_and_std()
     pinned = pinned_hash(record) or f"not pinned ({record.sha256_prefix or 'nothing'} is published)"
-    size = "unknown" if record.megabytes is None else f"{record.megabytes:g} MB"
+    size = "unknown" if record.mebibytes is None else f"{record.mebibytes:g} MiB"
     target = cached_path(record)
     facts = {
         "backbone": record.backbone,
@@ -130,9 +130,25 @@ def _fitting_backbones(state: Mapping[str, Tensor]) -> tuple[list[str], tuple[st
     return fits, nearest
 
 
-def describe_other_fit(state: Mapping[str, Tensor]) -> str:
-    """Say in a few words what a refused file would fit instead."""
+def describe_other_fit(state: Mapping[str, Tensor], backbone: str, wrong: str) -> str:
+    """Say in a few words what a refused file would fit instead.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        The file's.
+    backbone : str
+        That it was refused for.
+    wrong : str
+        The first key that does not fit.
+    """
     fits, nearest = _fitting_backbones(state)
+    if backbone in fits:
+        return f"It fits {backbone} without your backbone_options"
     if fits:
         return f"It fits {' and '.join(fits)}"
-    return f"It fits no backbone; nearest is {nearest[0]}" if nearest else "It fits no backbone"
+    if nearest is None:
+        return "It fits no backbone"
+    if nearest[0] == backbone:
+        return f"""It is nearest to this one; --allow_partial '["{wrong}"]' and so on would load the rest"""
+    return f"It fits no backbone; nearest is {nearest[0]}"

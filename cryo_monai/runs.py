@@ -153,9 +153,9 @@ def embed_with(
     seed : int
         Of random weights.
     progress : callable, optional
-        Called with the volumes just done and the volumes there are.
+        Called with the volumes that are done and the volumes there are.
     ids : mapping, optional
-        Ids of the bundle's inference.json.
+        Ids of the bundle's inference.json; the precision is float32 unless given here.
 
     Returns
     -------
@@ -178,7 +178,8 @@ def embed_with(
         kept = {name: value for name, value in record["ids"].items() if name in _inference_ids(str(bundle))}
     options = dict(ids or {})
     training = {name: options.pop(name) for name in ("input_range", "inflation") if name in options}
-    overrides = {**kept, **options, "dataset_dir": str(data)}
+    # bfloat16 keeps three digits, enough to classify; features are compared with each other.
+    overrides = {**kept, "precision": "float32", **options, "dataset_dir": str(data)}
     workflow = load_workflow(bundle, "inference", overlays=overlays, overrides=overrides)
     with unwrapped_errors():
         workflow.initialize()

@@ -93,6 +93,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{file}: no such file of weights; get it as README says, or give --weights PATH")
+    if not file.stat().st_size:
+        raise InputError(f"{file}: an empty file")
     if _declared_bytes(file) > MAX_BYTES:
         raise InputError(f"{file}: larger than {MAX_BYTES >> 30} GiB; refused")
     try:
@@ -102,7 +104,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # whatever the readers make of bytes that are no checkpoint
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0][:100]
         raise InputError(f"{file}: not a readable checkpoint ({type(error).__name__}: {reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: a checkpoint must be a dictionary, not {type(content).__name__}")

@@ -73,7 +73,7 @@ class WeightRecord:
         What values it saw.
     top1 : float or None
         Published accuracy on its data set, in %.
-    megabytes : float or None
+    mebibytes : float or None
         Published size.
     sha256_prefix : str
         The part of the hash that the publisher put into the file name.
@@ -93,7 +93,7 @@ class WeightRecord:
     clip: tuple[int, int, int]
     input: InputRecord
     top1: float | None = None
-    megabytes: float | None = None
+    mebibytes: float | None = None
     sha256_prefix: str = ""
     manual: bool = False
 
@@ -150,20 +150,20 @@ def _medicalnet(depth: int) -> WeightRecord:
 
 
 def _torchvision(
-    backbone: str, file: str, clip: tuple[int, int, int], values: InputRecord, top1: float, megabytes: float,
+    backbone: str, file: str, clip: tuple[int, int, int], values: InputRecord, top1: float, mebibytes: float,
     citation: str, *, name: str = "", dataset: str = "Kinetics-400",
 ) -> WeightRecord:  # fmt: skip
     layout, classes = ("torchvision", 400) if dataset.startswith("Kinetics") else ("torchvision-image", 1000)
     return WeightRecord(
         name or f"{backbone}-kinetics400", backbone, _TORCHVISION + file, file, layout, classes, dataset,
-        "BSD-3-Clause", citation, clip, values, top1, megabytes,
+        "BSD-3-Clause", citation, clip, values, top1, mebibytes,
         sha256_prefix=file.removesuffix(".pth").rsplit("-", 1)[-1],
     )  # fmt: skip
 
 
-def _image(backbone: str, file: str, top1: float, megabytes: float, citation: str, *, suffix: str = "") -> WeightRecord:
+def _image(backbone: str, file: str, top1: float, mebibytes: float, citation: str, *, suffix: str = "") -> WeightRecord:
     return _torchvision(
-        backbone, file, (1, 224, 224), IMAGENET, top1, megabytes, citation,
+        backbone, file, (1, 224, 224), IMAGENET, top1, mebibytes, citation,
         name=f"{backbone}-imagenet{suffix}", dataset="ImageNet-1K",
     )  # fmt: skip
 
@@ -266,7 +266,7 @@ def look_up_record(name: str) -> WeightRecord:
     """
     by_name = {record.name: record for record in RECORDS}
     if name not in by_name:
-        near = get_close_matches(name, by_name, n=1)
+        near = [known for known in by_name if known.startswith(f"{name}-")] or get_close_matches(name, by_name, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; `cryo-monai weights list` shows all"
         raise InputError(f"{name}: no such weights{hint}")
     return by_name[name]

@@ -94,7 +94,7 @@ def load_video_weights(
     wrong = match.report.wrong
     if wrong:
         counts = ", ".join(f"{count} {name}" for name, count in match.report.counts().items() if count)
-        other = describe_other_fit(original)
+        other = describe_other_fit(original, network.backbone_name, wrong[0])
         raise InputError(
             f"{path}: does not fit backbone {network.backbone_name!r}: {counts}; first: {wrong[0]}. {other}"
         )

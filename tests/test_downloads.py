@@ -95,14 +95,17 @@ def test_a_whole_partial_file_only_needs_its_name(record: WeightRecord, server: 
 
 
 def test_a_wrong_file_is_removed_and_never_used(record: WeightRecord) -> None:
-    with pytest.raises(InputError, match=f"SHA-256 {DIGEST}, expected aaaa"):
-        downloads.fetch_weights(record, "a" * 64)
+    other = DIGEST[:8] + "a" * 56
+    with pytest.raises(InputError, match=f"SHA-256 {DIGEST}, expected {other}"):
+        downloads.fetch_weights(record, other)
     assert list(downloads.cached_path(record).parent.iterdir()) == []
 
 
 def test_nothing_is_fetched_without_a_hash(record: WeightRecord, server: Server) -> None:
     with pytest.raises(InputError, match=r"not pinned yet.*weights pin r3d_18-kinetics400.*--sha256"):
         downloads.fetch_weights(record)
+    with pytest.raises(InputError, match=f"the publisher's begins with {DIGEST[:8]}"):
+        downloads.fetch_weights(record, "a" * 64)
     with pytest.raises(InputError, match="64 hexadecimal digits"):
         downloads.fetch_weights(record, "abc")
     assert server.requests == []

@@ -66,8 +66,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     seen: list[tuple[int, int]] = []
     cut = embed(data, tmp_path / "cut.npz", progress=lambda done, total: seen.append((done, total)))
     assert sum(calls[3:]) == 30 - 16  # two batches of 8 were kept
-    assert seen[0] == (16, 30)
-    assert sum(done for done, _ in seen) == 30
+    assert seen == [(24, 30), (30, 30)]
     with np.load(whole) as first, np.load(cut) as second:
         for name in first:
             assert np.array_equal(first[name], second[name]), name
@@ -138,7 +137,12 @@ def test_the_command_line_and_its_mistakes(
     command = ["embed", str(SUBTOMOGRAMS), "--data", str(dataset_dir), "--output", str(tmp_path / "e.npz"), *ids]
     assert main(command) == 0
     assert (tmp_path / "e.csv").is_file()
+    with np.load(tmp_path / "e.npz") as arrays:  # the folder has a dataset.json
+        assert set(arrays["splits"]) == {"training", "validation", "test"}
     capsys.readouterr()
+    assert main(command) == 1
+    assert "e.npz: exists" in capsys.readouterr().err
+    (tmp_path / "e.npz").unlink()
     assert main([*command[:5], str(tmp_path / "e.txt"), *ids]) == 1
     assert "ends in .npz" in capsys.readouterr().err
     assert main([*command, "--weights", "nothing.pth"]) == 1

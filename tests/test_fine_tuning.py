@@ -126,7 +126,7 @@ def test_l2_sp_keeps_weights_near_their_start(dataset_dir: Path, tmp_path: Path)
         trained = train(dataset_dir, tmp_path / str(strength), l2_sp=strength)
         start = trained.start  # type: ignore[has-type]
         distances[strength] = sum(
-            float((p - start[f"backbone.{key}"]).norm()) for key, p in trained.backbone.named_parameters()
+            float((p.detach() - start[f"backbone.{key}"]).norm()) for key, p in trained.backbone.named_parameters()
         )
     assert distances[50.0] < 0.9 * distances[0.0]
 
@@ -152,8 +152,10 @@ def test_a_resumed_run_goes_on_as_it_would_have(dataset_dir: Path, tmp_path: Pat
     [
         ("freeze", {"layer1": None}, "'layer1' is not one of stem, stage1"),
         ("freeze", {"stem": "x"}, "neither a number of epochs nor null"),
-        ("layer_decay", 0.0, "must be positive"),
-        ("l2_sp", -1.0, "not negative"),
+        ("layer_decay", 0.0, "must lie in"),
+        ("layer_decay", 7, "must lie in"),
+        ("head_lr_factor", -1.0, "head_lr_factor -1.0 must be positive"),
+        ("l2_sp", -1.0, "must not be negative"),
     ],
 )
 def test_impossible_options_are_refused_in_one_line(

@@ -301,7 +301,8 @@ def test_band_pass_in_angstrom_and_voxels_agree_and_come_before_everything_else(
 
 
 @pytest.mark.parametrize(
-    "band_pass", [{"sigma": [2.0, 1.0]}, {"sigma": 2.0}, {"sigmas": [1, 2]}, {"sigma": [1, 2], "voxel_size": 0.0}]
+    "band_pass",
+    [[1, 3], {}, {"sigma": [2.0, 1.0]}, {"sigma": 2.0}, {"sigmas": [1, 2]}, {"sigma": [1, 2], "voxel_size": 0.0}],
 )
 def test_impossible_band_passes_are_refused(band_pass: dict[str, object]) -> None:
     with pytest.raises(InputError, match="band_pass"):

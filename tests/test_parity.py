@@ -118,7 +118,7 @@ def test_records_say_what_the_libraries_say() -> None:
             enum = models.get_model_weights(record.file.split("-")[0].replace("_22k", "").replace("_1k", ""))
             (weights,) = [entry for entry in enum if entry.url == record.url]
             transforms = weights.transforms()
-            assert weights.meta["_file_size"] == record.megabytes
+            assert weights.meta["_file_size"] == record.mebibytes
             assert next(iter(weights.meta["_metrics"].values()))["acc@1"] == record.top1
             assert tuple(transforms.mean) == record.input.mean
             assert tuple(transforms.std) == record.input.std

@@ -254,7 +254,7 @@ def test_inspect_names_backbone_record_and_input(tmp_path: Path) -> None:
 def test_inspect_describes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYO_MONAI_CACHE", str(tmp_path))
     text = inspect_weights("r3d_18-kinetics400")
-    for part in ("63.2 %", "BSD-3-Clause", "1711.11248", "r3d_18-b3b3357e.pth", "127.359 MB", "b3b3357e is published",
+    for part in ("63.2 %", "BSD-3-Clause", "1711.11248", "r3d_18-b3b3357e.pth", "127.359 MiB", "b3b3357e is published",
                  "16 x 112 x 112", "(x - 0.4011) / 0.2222", str(tmp_path)):  # fmt: skip
         assert part in text
 
