@@ -101,6 +101,10 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
     """
     try:
         verb, flags = _named(verbs, arguments)
+        if "--help" in arguments or "-h" in arguments:
+            # In Fire's own way: a verb that takes any flag would take this one too.
+            path = arguments[: len(arguments) - len(flags)]
+            flags, arguments = [], [*(name for name in path if not name.startswith("-")), "--", "--help"]
         if verb is not None:
             _refuse_unknown_flags(verb, flags)
         fire.Fire(_all_converted(verbs), command=arguments, name="cryo-monai")

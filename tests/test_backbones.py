@@ -9,7 +9,7 @@ from cryo_monai.backbones import BACKBONES, build_backbone
 from cryo_monai.backbones.positions import resample_grid, resample_table
 from cryo_monai.backbones.torchvision_nets import window_biases
 from cryo_monai.errors import InputError
-from cryo_monai.weight_records import default_record
+from cryo_monai.weight_records import RECORDS, default_record
 
 # What PyTorchVideo, torchvision and transformers say of torch 2.15 while they are built or run.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore:.saved_variables")
@@ -184,3 +184,9 @@ def test_unknown_names_and_options_are_refused_in_one_line() -> None:
         build_backbone("rb3d", (32, 32, 32), widths=3)
     with pytest.raises(InputError, match="even"):
         build_backbone("rb3d", (32, 32, 32), width=3)
+
+
+def test_readme_counts_what_there_is() -> None:
+    text = (CONFIGS.parent / "README.md").read_text()
+    assert f"{len(BACKBONES)} networks" in text
+    assert f"{len(RECORDS)} public checkpoints" in text

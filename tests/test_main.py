@@ -124,3 +124,16 @@ def test_every_verb_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     for name, verb in VERBS.items():
         assert verb.__doc__
         assert f"cryo-monai {name}" in readme
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["embed"], ["train", "a", "b"], ["weights"], ["weights", "fetch"]])
+def test_help_is_no_error(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--help"])
+    assert ended.value.code == 0
+
+
+def test_a_verb_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "lst"]) == 2
+    assert capsys.readouterr().err == "error: weights lst: no such verb; did you mean list?\n"
+    assert main(["trian", "--help"]) == 2
