@@ -174,7 +174,8 @@ def _refuse_manual(record: WeightRecord, target: Path) -> None:
 
 
 def _origin(record: WeightRecord, sha256: str | None = None) -> str:
-    expected = sha256 or pinned_hash(record) or f"{record.sha256_prefix or '?'}..., not pinned"
+    published = f"{record.sha256_prefix}..., " if record.sha256_prefix else ""
+    expected = sha256 or pinned_hash(record) or f"{published}not pinned"
     where = f"{record.file} from {record.url}" if record.manual else record.url
     return f"{where}, SHA-256 {expected}"
 

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -190,3 +191,16 @@ def test_readme_counts_what_there_is() -> None:
     text = (CONFIGS.parent / "README.md").read_text()
     assert f"{len(BACKBONES)} networks" in text
     assert f"{len(RECORDS)} public checkpoints" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("slow_r50", "pytorchvideo.models", "video"), ("vivit_b_16x2", "transformers", "vivit")],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    name: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(InputError, match=rf"pip install 'cryo-monai\[{extra}\]'") as caught:
+        build_backbone(name, (32, 128, 128))
+    assert "\n" not in str(caught.value)
