@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from cryo_monai.backbones import look_up_backbone
 from cryo_monai.downloads import find_weights, pinned_hash, sha256_of
@@ -81,7 +83,18 @@ def load_video_weights(
         When any tensor but the classifier's is missing, unexpected or of another shape, naming what the file fits
         instead if it fits anything.
     """
-    original = read_state(path)
+    return _load(network, path, read_state(path), record, allow_partial, inflation)
+
+
+def _load(
+    network: VideoClassifier,
+    path: str | os.PathLike[str],
+    original: Mapping[str, Tensor],
+    record: WeightRecord | None,
+    allow_partial: Sequence[str],
+    inflation: str,
+) -> LoadReport:
+    """Load what was read from a file; see `load_video_weights`."""
     backbone = look_up_backbone(network.backbone_name)
     wanted = network.backbone.state_dict()
     if record is None:
@@ -124,7 +137,7 @@ def initialise(
         of this package; None keeps the random initialisation.
     input_range : str
         ``"checkpoint"`` maps intensities to what the checkpoint was trained on; ``"unit"`` leaves them in [0, 1], as
-        the code lineage of the paper does.
+        the code lineage of the paper does. A checkpoint of this package always brings the input it was trained with.
     allow_partial, inflation
         See `load_video_weights`.
 
@@ -142,9 +155,12 @@ def initialise(
         logger.info("initialisation: random")
         return network
     path, record = _resolve(network.backbone_name, weights)
-    report = _load_own_checkpoint(network, path, allow_partial)
-    if report is None:
-        report = load_video_weights(network, path, record=record, allow_partial=allow_partial, inflation=inflation)
+    state = read_state(path)
+    if "_extra_state" in state:
+        report = _load_own_checkpoint(network, path, state, allow_partial)
+        input_range = "as it was trained"
+    else:
+        report = _load(network, path, state, record, allow_partial, inflation)
         _set_input(network, report, input_range)
     digest = sha256_of(path)
     known = report.record is not None and pinned_hash(report.record) == digest
@@ -180,19 +196,18 @@ def _resolve(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, Weig
     return Path(weights), None
 
 
-def _load_own_checkpoint(network: VideoClassifier, path: Path, allow_partial: Sequence[str]) -> LoadReport | None:
-    """Load backbone and input of a checkpoint of this package; return None if the file is none."""
-    state = read_state(path)
-    if "_extra_state" not in state:
-        return None
-    saved = read_description(state.pop("_extra_state"))
+def _load_own_checkpoint(
+    network: VideoClassifier, path: Path, state: Mapping[str, Tensor], allow_partial: Sequence[str]
+) -> LoadReport:
+    """Load backbone and input of a checkpoint of this package."""
+    saved = read_description(state["_extra_state"])
     if saved["backbone"] != network.backbone_name:
         raise InputError(f"{path}: has backbone {saved['backbone']!r}, not {network.backbone_name!r}")
     if saved["intensity"] != network.intensity:
         how = saved["intensity"]
         raise InputError(f"{path}: was trained with intensity {how!r}; add --intensity {how}")
     backbone = look_up_backbone(network.backbone_name)
-    inner = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
+    inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     grids = (backbone.grid(saved["clip_size"]), backbone.grid(network.clip_size))
     match = match_keys(inner, network.backbone.state_dict(), backbone, grids=grids, allow_partial=allow_partial)
     if match.report.wrong:

@@ -235,6 +235,7 @@ def test_a_checkpoint_of_our_own_starts_another_training(tmp_path: Path, saved: 
     options = {"backbone_options": SMALL["resnet18"], "clip_size": (16, 16, 16), "precision": "float32"}
     second = initialise(VideoClassifier(5, backbone="resnet18", **options), tmp_path / "model.pt")  # type: ignore[arg-type]
     assert (second.mean, second.std) == (first.mean, first.std)
+    assert second.initialisation["input_range"] == "as it was trained"
     for key, value in first.backbone.state_dict().items():
         assert torch.equal(second.backbone.state_dict()[key], value)
     with pytest.raises(InputError, match="has backbone 'resnet18', not 'r3d_18'"):
