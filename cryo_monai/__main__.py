@@ -47,7 +47,7 @@ def simulate(
     from tqdm.auto import tqdm
 
     from cryo_monai.simulation import SimulationSettings, write_dataset
-    from cryo_monai.simulation.structures import assemblies_by_name
+    from cryo_monai.simulation.assemblies import assemblies_by_name
 
     names = tuple(classes.split(",")) if classes else None
     settings = SimulationSettings(

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cryo_monai.errors import InputError
+from cryo_monai.fetching import Progress, cache_folder, download, sha256_of
 from cryo_monai.files import atomic_write_text
 from cryo_monai.weight_records import WeightRecord
 
 PACKAGE_PINS = Path(__file__).with_name("weight_pins.json")
-MAX_BYTES = 4 << 30  # the largest public checkpoint here has 0.4 GB
-_BLOCK = 1 << 20
-Progress = Callable[[int, int | None], None]
-
-
-def cache_folder() -> Path:
-    """Return where weights are kept: ``$CRYO_MONAI_CACHE``, or ``cryo-monai`` in the user's cache folder."""
-    chosen = os.environ.get("CRYO_MONAI_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryo-monai"
 
 
 def cached_path(record: WeightRecord) -> Path:
@@ -53,15 +37,6 @@ def pinned_hash(record: WeightRecord) -> str | None:
         if pin is not None:
             return str(pin["sha256"])
     return None
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_weights(record: WeightRecord) -> Path:
@@ -120,7 +95,7 @@ def fetch_weights(record: WeightRecord, sha256: str | None = None, progress: Pro
     if target.is_file() and sha256_of(target) == expected:
         return target
     _refuse_manual(record, target)
-    partial = _download(record, target, progress, expected)
+    partial = download(record.url, target, described=_origin(record, expected), progress=progress)
     found = sha256_of(partial)
     if found != expected:
         partial.unlink()
@@ -155,7 +130,7 @@ def pin_weights(record: WeightRecord, file: Path | None = None, progress: Progre
     source = target
     if not target.is_file():
         _refuse_manual(record, target)
-        source = _download(record, target, progress)
+        source = download(record.url, target, described=_origin(record), progress=progress)
     found = sha256_of(source)
     if not found.startswith(record.sha256_prefix):
         raise InputError(f"{source}: SHA-256 {found} does not begin with {record.sha256_prefix}, as its name says")
@@ -178,61 +153,6 @@ def _origin(record: WeightRecord, sha256: str | None = None) -> str:
     expected = sha256 or pinned_hash(record) or f"{published}not pinned"
     where = f"{record.file} from {record.url}" if record.manual else record.url
     return f"{where}, SHA-256 {expected}"
-
-
-def _download(record: WeightRecord, target: Path, progress: Progress | None, sha256: str | None = None) -> Path:
-    """Bring all bytes into ``TARGET.part``, after those that are there already."""
-    partial = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{partial}: another process is downloading it") from None
-            _receive(record.url, stream, progress)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except (OSError, HTTPException, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        there = partial.stat().st_size if partial.exists() else 0
-        if not there:
-            partial.unlink(missing_ok=True)
-        kept = f"; {there} bytes are kept, the same call goes on from there" if there else ""
-        raise InputError(f"{_origin(record, sha256)} -> {target}: not downloaded ({reason}){kept}") from error
-    return partial
-
-
-def _receive(url: str, stream: IO[bytes], progress: Progress | None) -> None:
-    start = stream.seek(0, os.SEEK_END)
-    request = urllib.request.Request(url, headers={"User-Agent": "cryo-monai"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # nothing is left to send
-            return
-        raise
-    with response:
-        if start and response.status != 206:  # the server sends all of it again
-            stream.truncate(0)
-            start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        if total is not None and total > MAX_BYTES:
-            raise ValueError(f"{total} bytes are more than any known checkpoint has")
-        there = start
-        while block := response.read(_BLOCK):
-            there += stream.write(block)
-            if there > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES} bytes came")
-            if progress is not None:
-                progress(there, total)
-        if total is not None and there < total:
-            raise OSError(f"the connection ended at {there} of {total} bytes")
 
 
 def _read_pins(file: Path) -> dict[str, Any]:

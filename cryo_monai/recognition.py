@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cryo_monai.backbones import BACKBONES, build_backbone, look_up_backbone
-from cryo_monai.downloads import cached_path, pinned_hash, sha256_of
+from cryo_monai.downloads import cached_path, pinned_hash
 from cryo_monai.errors import InputError
+from cryo_monai.fetching import sha256_of
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import read_description
 from cryo_monai.weight_files import KeyReport, match_keys, read_state

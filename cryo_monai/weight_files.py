@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cryo_monai.backbones import Backbone
 from cryo_monai.backbones.positions import resample_table
-from cryo_monai.downloads import MAX_BYTES
+from cryo_monai.fetching import MAX_BYTES
 from cryo_monai.errors import InputError
 
 # How checkpoint files nest their tensors: 3D-ResNets-PyTorch, PyTorchVideo.

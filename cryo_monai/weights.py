@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from cryo_monai.backbones import look_up_backbone
-from cryo_monai.downloads import find_weights, pinned_hash, sha256_of
+from cryo_monai.downloads import find_weights, pinned_hash
 from cryo_monai.errors import InputError
+from cryo_monai.fetching import sha256_of
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import VideoClassifier, read_description
 from cryo_monai.recognition import describe_other_fit, recognise

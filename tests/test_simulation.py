@@ -20,7 +20,7 @@ from cryo_monai.simulation import (
     write_dataset,
 )
 from cryo_monai.simulation.microscope import electron_wavelength
-from cryo_monai.simulation.structures import assemblies_by_name
+from cryo_monai.simulation.assemblies import assemblies_by_name
 from cryo_monai.simulation.subtomograms import _random_quaternion, rotation_from_quaternion
 
 CLEAN = SimulationSettings(snr=float("inf"), max_tilt_deg=90)

@@ -19,7 +19,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.microscope import ctf_3d, missing_wedge_mask
-from cryo_monai.simulation.structures import Assembly, assemblies_by_name, render_density
+from cryo_monai.simulation.assemblies import Assembly, assemblies_by_name, render_density
 
 
 @dataclass(frozen=True)

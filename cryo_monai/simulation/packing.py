@@ -1,0 +1,219 @@
+"""Crowded particles: placed without overlap, by bounding spheres first and by their true shapes after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cryo_monai.errors import InputError
+from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
+from cryo_monai.simulation.structures import Points, Structure
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where particles are, for a batch of `B` volumes of `M` particles; the target is the first.
+
+    Attributes
+    ----------
+    members : array
+        `(B, M)` indices of structures.
+    quaternions : array
+        `(B, M, 4)`, ``(w, z, y, x)``.
+    positions : array
+        `(B, M, 3)` in voxels from the scene's centre, ``(z, y, x)``.
+    occupied : array
+        `(B, z, y, x)`: which voxels of the scene are inside a particle.
+    """
+
+    members: Indices
+    quaternions: Array
+    positions: Array
+    occupied: npt.NDArray[np.bool_]
+
+
+class _Grid:
+    """Which voxels of a scene are taken. Everything outside is free."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        # One more voxel, always free, stands for the outside.
+        self.flat = np.zeros(int(np.prod(shape)) + 1, dtype=bool)
+
+    def _index(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+        """Flat index of points `(..., 3)` in voxels from the centre."""
+        cells = np.rint(points).astype(np.int32)
+        cells += np.array([size // 2 for size in self.shape], dtype=np.int32)
+        outside = ((cells < 0) | (cells >= np.array(self.shape, dtype=np.int32))).any(axis=-1)
+        _, along_y, along_x = self.shape
+        index = (cells[..., 0] * along_y + cells[..., 1]) * along_x + cells[..., 2]
+        return np.where(outside, len(self.flat) - 1, index)
+
+    def taken(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        return np.asarray(self.flat[self._index(points)])
+
+    def take(self, points: npt.NDArray[np.float32]) -> None:
+        self.flat[self._index(points)] = True
+        self.flat[-1] = False
+
+    def volume(self) -> npt.NDArray[np.bool_]:
+        return self.flat[:-1].reshape(self.shape)
+
+
+def pack_around(
+    structures: Sequence[Structure],
+    members: Indices,
+    quaternions: Array,
+    directions: Array,
+    *,
+    voxel_size: float,
+    shape: tuple[int, int, int],
+) -> Packing:
+    """Pull neighbours towards targets until they touch.
+
+    A neighbour starts on its ray from the target, where its bounding sphere touches those of all before it, and moves
+    inwards by half voxels as long as its surface stays out of their shapes.
+
+    Parameters
+    ----------
+    structures : sequence of Structure
+        What members refer to.
+    members : array
+        `(B, M)`; the first of each row is the target, at the centre.
+    quaternions : array
+        `(B, M, 4)`.
+    directions : array
+        `(B, M - 1, 3)` unit vectors.
+    voxel_size : float
+        Å.
+    shape : tuple of int
+        ``(z, y, x)`` of the scenes in voxels.
+
+    Returns
+    -------
+    Packing
+        Poses as given, positions, and what is occupied.
+    """
+    positions = np.zeros((*members.shape, 3))
+    occupied = np.zeros((len(members), *shape), dtype=bool)
+    rotations = rotation_matrices(quaternions).astype(np.float32)
+    for row, kinds in enumerate(members):
+        own = [structures[kind] for kind in kinds]
+        positions[row], occupied[row] = _pack_one(own, rotations[row], directions[row], voxel_size, shape)
+    return Packing(members, quaternions, positions, occupied)
+
+
+def _pack_one(
+    own: Sequence[Structure],
+    rotations: npt.NDArray[np.float32],
+    directions: Array,
+    voxel_size: float,
+    shape: tuple[int, int, int],
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    grid = _Grid(shape)
+    positions = np.zeros((len(own), 3))
+    radii = np.array([structure.radius for structure in own]) / voxel_size
+    for particle, structure in enumerate(own):
+        turn = rotations[particle].T / np.float32(voxel_size)
+        if particle > 0:
+            ray = directions[particle - 1]
+            reach = radii[:particle] + radii[particle]
+            start = _touching_distance(ray, positions[:particle], reach)
+            positions[particle] = ray * _closest(grid, structure.surface @ turn, ray, start)
+        grid.take(structure.inside @ turn + positions[particle].astype(np.float32))
+    return positions, grid.volume()
+
+
+def _closest(grid: _Grid, surface: npt.NDArray[np.float32], ray: Array, start: float) -> float:
+    """How far along a ray a shape gets, coming in from `start` by half voxels, before it meets another."""
+    steps = np.maximum(start - 0.5 * np.arange(1, int(np.ceil(2 * start)) + 1), 0.0)
+    reached = start  # spheres that touch hold shapes that do not overlap
+    for some in np.array_split(steps, max(1, len(steps) // 8)):
+        offsets = (some[:, None] * ray).astype(np.float32)
+        meets = grid.taken(surface + offsets[:, None]).any(axis=1)
+        if meets.any():
+            first = int(meets.argmax())
+            return float(some[first - 1]) if first > 0 else reached
+        reached = float(some[-1]) if len(some) else reached
+    return reached
+
+
+def _touching_distance(ray: Array, centres: Array, reach: Array) -> float:
+    """Smallest distance along a ray `(3,)` beyond which a point stays out of spheres about centres `(n, 3)`."""
+    along = centres @ ray
+    under_root = reach**2 - (centres**2).sum(-1) + along**2
+    roots = np.where(under_root > 0, along + np.sqrt(np.maximum(under_root, 0)), 0.0)
+    return float(max(roots.max(), 0.0))
+
+
+def pack_tomogram(
+    structures: Sequence[Structure],
+    num_particles: int,
+    rng: np.random.Generator,
+    *,
+    voxel_size: float,
+    shape: tuple[int, int, int],
+    tries: int = 400,
+) -> Packing:
+    """Scatter particles over a tomogram, uniformly, in random orientations, without overlap.
+
+    Parameters
+    ----------
+    structures : sequence of Structure
+        Classes; each is drawn with equal probability.
+    num_particles : int
+        How many.
+    rng : Generator
+        Decides everything.
+    voxel_size : float
+        Å.
+    shape : tuple of int
+        ``(z, y, x)`` in voxels. Particles lie wholly inside.
+    tries : int
+        Places tried for a particle before giving up.
+
+    Returns
+    -------
+    Packing
+        Of batch size one.
+
+    Raises
+    ------
+    InputError
+        When a structure is larger than the tomogram, or so many particles find no room.
+    """
+    grid = _Grid(shape)
+    members = rng.integers(len(structures), size=num_particles)
+    quaternions = random_quaternions(rng, num_particles)
+    rotations = rotation_matrices(quaternions).astype(np.float32)
+    positions = np.zeros((num_particles, 3))
+    for particle, kind in enumerate(members):
+        structure = structures[kind]
+        room = np.array(shape) / 2 - structure.radius / voxel_size - 1
+        if (room < 0).any():
+            raise InputError(
+                f"{structure.name}: {2 * structure.radius:.0f} Å across, larger than a tomogram of "
+                f"{' x '.join(f'{n * voxel_size:.0f}' for n in shape)} Å"
+            )
+        surface = structure.surface @ rotations[particle].T / np.float32(voxel_size)
+        for _ in range(max(1, tries // 20)):
+            places = rng.uniform(-room, room, size=(20, 3))
+            free = ~grid.taken(surface + places[:, None].astype(np.float32)).any(axis=1)
+            if free.any():
+                positions[particle] = places[free.argmax()]
+                break
+        else:
+            share = grid.volume().mean()
+            raise InputError(
+                f"packing: only {particle} of {num_particles} particles found room ({share:.1%} of the tomogram is "
+                "occupied); ask for fewer, or for a larger tomogram"
+            )
+        inside = structure.inside @ rotations[particle].T / np.float32(voxel_size)
+        grid.take(inside + positions[particle].astype(np.float32))
+    return Packing(members[None], quaternions[None], positions[None], grid.volume()[None])
