@@ -3,68 +3,143 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from cryo_monai.command_line import Verbs, run, split_list
+from cryo_monai.command_line import Verbs, late_bar, run, split_list
+from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
+
+
+def _simulation_settings(config: str, flags: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """Make settings of a preset and of flags; return them and what else the preset says."""
+    from cryo_monai.simulation import SimulationSettings, read_preset, settings_from
+
+    preset = read_preset(config) if config else {}
+    keys = ("structures", "neighbours_from", "num_per_class")
+    others: dict[str, Any] = {key: preset.pop(key) for key in keys if key in preset}
+    return settings_from(flags, settings_from(preset, SimulationSettings())), others
 
 
 def simulate(
     output_dir: str,
-    num_per_class: int = 500,
-    box: int = 32,
-    snr: float = 0.03,
-    voxel_size: float = 10.0,
-    resolution: float = 25.0,
-    max_tilt_deg: float = 60.0,
-    defocus_um: float = 5.0,
-    max_shift: float = 2.0,
-    classes: str = "",
-    seed: int = 0,
+    config: str = "",
+    num_per_class: int = 0,
+    structures: str = "",
+    structure_dir: str = "",
+    neighbours_from: str = "",
+    assembly: str = "1",
+    split: str = "0.6,0.2,0.2",
+    clean: bool = True,
+    preview: bool = False,
     device: str = "cpu",
+    **settings: str,
 ) -> None:
-    """Simulate labelled subtomograms of the built-in assemblies: MRC files and dataset.json.
+    """Simulate labelled subtomograms: MRC files with the truth of each, and dataset.json.
 
-    The defaults are the paper's layout: 10 classes x 500 volumes of 32 x 32 x 32 at SNR 0.03. An interrupted call is
-    continued by the same call.
+    An interrupted call is continued by the same call. Every number is explained in docs/simulation.md.
 
     Args:
         output_dir: new folder for the data set.
-        num_per_class: volumes per class.
-        box: edge of a volume in voxels.
-        snr: variance of the signal over variance of the noise; inf for none.
-        voxel_size: in Å.
-        resolution: of the structures, in Å.
-        max_tilt_deg: the tilt series runs from minus to plus this angle.
-        defocus_um: underfocus in µm.
-        max_shift: largest shift of a particle along each axis, in voxels.
-        classes: comma-separated names of built-in assemblies; by default all ten: c2_64kda, c2_84kda, c7_400kda,
-            d2_140kda, d3_290kda, d3_310kda, d4_540kda, d7_300kda, o_440kda, t_200kda.
-        seed: same seed, same data.
+        config: a preset, such as configs/simulation/paper.json; flags go before what it says.
+        num_per_class: volumes per class; 500 by default.
+        structures: the classes, comma-separated: mmCIF, PDB or MRC files, PDB ids (fetched once), or names of built-in
+            assemblies; by default all ten of these: c2_64kda, c2_84kda, c7_400kda, d2_140kda, d3_290kda, d3_310kda,
+            d4_540kda, d7_300kda, o_440kda, t_200kda.
+        structure_dir: where files of structures are, those of PDB ids too.
+        neighbours_from: what neighbours are drawn from, as structures; by default the classes.
+        assembly: biological assembly of atomic models, or asu.
+        split: fractions of training, validation and test.
+        clean: write the noise-free scenes too.
+        preview: write preview.png first, with one volume of each class.
         device: cpu or cuda.
+        settings: --mode tilt_series or xulab, --snr 0.1 (inf for none), --box 32, --voxel_size 10, --resolution (Å),
+            --seed, --neighbours 4, --neighbour_classes all or others, --max_shift 2, --max_tilt_deg 60,
+            --tilt_step_deg 3, --tilt_scheme dose_symmetric, bidirectional or continuous, --tilts FILE (.tlt, .mdoc),
+            --dose_per_tilt 3, --dose_weighting True, --voltage_kv 300, --spherical_aberration_mm 2.7,
+            --amplitude_contrast 0.07, --phase_shift_deg 0, --defocus_um 4, --defocus_spread_um 1, --defocus_tilt_um
+            0.05, --ctf_correction phase_flip or none, --alignment_error 2 (Å).
     """
     from tqdm.auto import tqdm
 
-    from cryo_monai.simulation import SimulationSettings, write_dataset
-    from cryo_monai.simulation.assemblies import assemblies_by_name
+    from cryo_monai.previews import write_preview
+    from cryo_monai.simulation import BUILT_IN, SubtomogramSimulator, write_dataset
 
-    names = tuple(classes.split(",")) if classes else None
-    settings = SimulationSettings(
-        box=box,
-        voxel_size=voxel_size,
-        resolution=resolution,
-        snr=snr,
-        max_tilt_deg=max_tilt_deg,
-        defocus_um=defocus_um,
-        max_shift=max_shift,
-        seed=seed,
-    )
-    with tqdm(total=num_per_class * len(assemblies_by_name(names)), unit="volume", desc="simulating") as bar:
+    chosen, preset = _simulation_settings(config, settings)
+    entries = split_list(structures) or preset.get("structures", BUILT_IN)
+    others = split_list(neighbours_from) or preset.get("neighbours_from", [])
+    count = num_per_class or int(preset.get("num_per_class", 500))
+
+    def show(simulator: SubtomogramSimulator) -> None:
+        write_preview(simulator, f"{output_dir}/preview.png")
+        bar.write(f"preview: {output_dir}/preview.png")
+
+    with tqdm(total=count * len(entries), unit="volume", desc="simulating") as bar:
         target = write_dataset(
-            output_dir, settings, num_per_class=num_per_class, classes=names, device=device, progress=bar.update
+            output_dir,
+            chosen,
+            num_per_class=count,
+            structures=entries,
+            neighbours=others,
+            split=[float(part) for part in split_list(split)],
+            clean=clean,
+            device=device,
+            assembly=assembly,
+            structure_dir=structure_dir or None,
+            at_start=show if preview else None,
+            progress=bar.update,
         )
     print(f"data set: {target}")
+
+
+def simulate_tomograms(
+    output_dir: str,
+    config: str = "",
+    num_tomograms: int = 1,
+    size: str = "64,256,256",
+    num_particles: int = 200,
+    structures: str = "",
+    structure_dir: str = "",
+    assembly: str = "1",
+    device: str = "cpu",
+    **settings: str,
+) -> None:
+    """Simulate whole crowded tomograms: MRC files, segmentations, particles.star and particles.csv.
+
+    Args:
+        output_dir: new folder; finished tomograms are kept when the call is repeated.
+        config: a preset in mode tilt_series.
+        num_tomograms: how many.
+        size: z,y,x in voxels.
+        num_particles: in each tomogram.
+        structures: as in simulate.
+        structure_dir: as in simulate.
+        assembly: as in simulate.
+        device: cpu or cuda.
+        settings: as in simulate; the SNR is over the whole tomogram.
+    """
+    from tqdm.auto import tqdm
+
+    from cryo_monai.errors import InputError
+    from cryo_monai.simulation import BUILT_IN, write_tomograms
+
+    chosen, preset = _simulation_settings(config, settings)
+    try:
+        depth, height, width = (int(part) for part in split_list(size))
+    except ValueError:
+        raise InputError(f"--size {size}: give three numbers of voxels, z,y,x") from None
+    with tqdm(total=num_tomograms, unit="tomogram", desc="simulating") as bar:
+        target = write_tomograms(
+            output_dir,
+            chosen,
+            num_tomograms=num_tomograms,
+            size=(depth, height, width),
+            num_particles=num_particles,
+            structures=split_list(structures) or preset.get("structures", BUILT_IN),
+            assembly=assembly,
+            structure_dir=structure_dir or None,
+            device=device,
+            progress=bar.update,
+        )
+    print(f"particles: {target}")
 
 
 def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False, **ids: str) -> None:
@@ -135,9 +210,10 @@ def quickstart(
     from cryo_monai.runs import classify_with_run, evaluate_run, has_state, summarise, train_bundle
 
     data = f"{output_dir}/data"
-    settings = {"num_per_class": num_per_class, "snr": snr, "seed": seed}
-    print(f"$ cryo-monai simulate {data}" + "".join(f" --{name} {value}" for name, value in settings.items()))
-    simulate(data, num_per_class=num_per_class, snr=snr, seed=seed)
+    settings = {"snr": str(snr), "neighbours": "0", "seed": str(seed)}
+    flags = {"num_per_class": str(num_per_class), "clean": "False", **settings}
+    print(f"$ cryo-monai simulate {data}" + "".join(f" --{name} {value}" for name, value in flags.items()))
+    simulate(data, num_per_class=num_per_class, clean=False, **settings)
     resume = has_state(output_dir)
     options = f"--overlays {overlays} --dataset_dir {data} --seed {seed}" + (" --resume" if resume else "")
     print(f"$ cryo-monai train {bundle} {output_dir} {options}")
@@ -175,7 +251,7 @@ def embed(
     """
     from cryo_monai.runs import embed_with
 
-    with _late_bar(desc="embedding", unit="volume") as show:
+    with late_bar(desc="embedding", unit="volume") as show:
         written = embed_with(
             bundle,
             data,
@@ -189,97 +265,9 @@ def embed(
     print(f"features: {written} and {written.with_suffix('.csv')}")
 
 
-def list_weights(backbone: str = "") -> None:
-    """List the public weights: name, data set, accuracy, licence, and whether they are here.
-
-    Args:
-        backbone: only those of this backbone.
-    """
-    from difflib import get_close_matches
-
-    from cryo_monai.downloads import cached_path, pinned_hash
-    from cryo_monai.errors import InputError
-    from cryo_monai.weight_records import RECORDS
-
-    if backbone and all(record.backbone != backbone for record in RECORDS):
-        near = get_close_matches(backbone, {record.backbone for record in RECORDS}, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"--backbone {backbone}: no public weights for a backbone of that name{hint}")
-    rows: list[tuple[str, ...]] = [("name", "backbone", "data set", "top-1", "licence", "pinned", "here")]
-    for record in RECORDS:
-        if backbone in ("", record.backbone):
-            top1 = "" if record.top1 is None else f"{record.top1:.1f} %"
-            marks = ("yes" if there else "no" for there in (pinned_hash(record), cached_path(record).is_file()))
-            rows.append((record.name, record.backbone, record.dataset, top1, record.licence, *marks))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def fetch_weights(name: str, sha256: str = "") -> None:
-    """Download weights into the cache folder and verify them; the same call goes on with a download that was cut.
-
-    Args:
-        name: as `weights list` shows it.
-        sha256: hash that the file must have, for weights that are not pinned yet.
-    """
-    from cryo_monai.downloads import fetch_weights as fetch
-    from cryo_monai.weight_records import look_up_record
-
-    with _late_bar(desc=name, unit="B", unit_scale=True, unit_divisor=1024) as progress:
-        path = fetch(look_up_record(name), sha256 or None, progress)
-    print(f"{path}\nuse it with: --weights {name}")
-
-
-def pin_weights(name: str, file: str = "") -> None:
-    """Take the hash of published weights, on a connected machine that you trust, so that others can verify theirs.
-
-    Args:
-        name: as `weights list` shows it.
-        file: JSON to write to; weight_pins.json in the cache folder by default.
-    """
-    from pathlib import Path
-
-    from cryo_monai.downloads import pin_weights as pin
-    from cryo_monai.weight_records import look_up_record
-
-    with _late_bar(desc=name, unit="B", unit_scale=True, unit_divisor=1024) as progress:
-        written, sha256 = pin(look_up_record(name), Path(file) if file else None, progress)
-    print(f"{name}: SHA-256 {sha256}, kept in {written}")
-
-
-def inspect_weights(file: str) -> None:
-    """Say what a file of weights is and which backbones it fits, or fits nearly.
-
-    Args:
-        file: as its publisher wrote it, or a checkpoint of this package; or the name of published weights.
-    """
-    from cryo_monai.recognition import inspect_weights as inspect
-
-    print(inspect(file))
-
-
-@contextmanager
-def _late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
-    """Give a function that shows what is done of a total, from its first call on: mistakes come before that."""
-    from tqdm.auto import tqdm
-
-    bars: list[tqdm[None]] = []
-
-    def show(done: int, total: int | None) -> None:
-        if not bars:
-            bars.append(tqdm(total=total, **options))
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars:
-            bar.close()
-
-
 VERBS: Verbs = {
     "simulate": simulate,
+    "simulate_tomograms": simulate_tomograms,
     "train": train,
     "evaluate": evaluate,
     "classify": classify,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -123,3 +124,22 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
         print(f"error: {cause}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function that shows what is done of a total, from its first call on: mistakes come before that."""
+    from tqdm.auto import tqdm
+
+    bars: list[tqdm[None]] = []
+
+    def show(done: int, total: int | None) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, **options))
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()

@@ -87,6 +87,7 @@ def write_mrc(
     *,
     voxel_size: float | tuple[float, float, float],
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    label: str = "",
 ) -> None:
     """Write a volume as MRC mode 2 (or 0, 1, 6, 12 for int8, int16, uint16, float16 data), crash-safely.
 
@@ -100,6 +101,8 @@ def write_mrc(
         Å; one number or ``(z, y, x)``.
     origin : tuple of float
         ``(z, y, x)`` in Å.
+    label : str
+        Text for the header, at most 80 ASCII characters. No time is written: the same data give the same bytes.
 
     Raises
     ------
@@ -117,6 +120,8 @@ def write_mrc(
             file.voxel_size = (size_x, size_y, size_z)
             file.header.origin = origin[::-1]
             file.set_volume()
+            file.header.label[0] = (label or "cryo-monai").encode("ascii", "replace")[:80]
+            file.header.nlabl = 1
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cryo_monai.backbones import Backbone
 from cryo_monai.backbones.positions import resample_table
-from cryo_monai.fetching import MAX_BYTES
 from cryo_monai.errors import InputError
+from cryo_monai.fetching import MAX_BYTES
 
 # How checkpoint files nest their tensors: 3D-ResNets-PyTorch, PyTorchVideo.
 WRAPPERS = ("state_dict", "model_state")

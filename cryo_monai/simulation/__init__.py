@@ -1,17 +1,22 @@
-"""Simulated cryo-ET subtomograms of built-in macromolecular assemblies."""
+"""A simulator of cryo-ET: structures, crowded scenes, a microscope, and data sets with their truth."""
 
-from cryo_monai.simulation.microscope import ctf_3d, missing_wedge_mask
-from cryo_monai.simulation.assemblies import ASSEMBLIES, Assembly, render_density, symmetry_rotations
-from cryo_monai.simulation.subtomograms import SimulationSettings, simulate_batch, write_dataset
+from cryo_monai.simulation.loading import load_structures
+from cryo_monai.simulation.settings import SimulationSettings, read_preset, settings_from
+from cryo_monai.simulation.structures import Structure
+from cryo_monai.simulation.subtomograms import SimulatedBatch, SubtomogramSimulator
+from cryo_monai.simulation.tomograms import write_tomograms
+from cryo_monai.simulation.writing import BUILT_IN, load_classes, write_dataset
 
 __all__ = [
-    "ASSEMBLIES",
-    "Assembly",
+    "BUILT_IN",
+    "SimulatedBatch",
     "SimulationSettings",
-    "ctf_3d",
-    "missing_wedge_mask",
-    "render_density",
-    "simulate_batch",
-    "symmetry_rotations",
+    "Structure",
+    "SubtomogramSimulator",
+    "load_classes",
+    "load_structures",
+    "read_preset",
+    "settings_from",
     "write_dataset",
+    "write_tomograms",
 ]

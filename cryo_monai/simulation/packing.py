@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cryo_monai.errors import InputError
 from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
-from cryo_monai.simulation.structures import Points, Structure
+from cryo_monai.simulation.structures import Structure
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -72,6 +72,7 @@ def pack_around(
     quaternions: Array,
     directions: Array,
     *,
+    offsets: Array,
     voxel_size: float,
     shape: tuple[int, int, int],
 ) -> Packing:
@@ -85,11 +86,13 @@ def pack_around(
     structures : sequence of Structure
         What members refer to.
     members : array
-        `(B, M)`; the first of each row is the target, at the centre.
+        `(B, M)`; the first of each row is the target.
     quaternions : array
         `(B, M, 4)`.
     directions : array
         `(B, M - 1, 3)` unit vectors.
+    offsets : array
+        `(B, 3)`: where the targets are, in voxels from the scenes' centres.
     voxel_size : float
         Å.
     shape : tuple of int
@@ -105,7 +108,7 @@ def pack_around(
     rotations = rotation_matrices(quaternions).astype(np.float32)
     for row, kinds in enumerate(members):
         own = [structures[kind] for kind in kinds]
-        positions[row], occupied[row] = _pack_one(own, rotations[row], directions[row], voxel_size, shape)
+        positions[row], occupied[row] = _pack_one(own, rotations[row], directions[row], offsets[row], voxel_size, shape)
     return Packing(members, quaternions, positions, occupied)
 
 
@@ -113,19 +116,22 @@ def _pack_one(
     own: Sequence[Structure],
     rotations: npt.NDArray[np.float32],
     directions: Array,
+    offset: Array,
     voxel_size: float,
     shape: tuple[int, int, int],
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
     grid = _Grid(shape)
     positions = np.zeros((len(own), 3))
+    positions[0] = offset
     radii = np.array([structure.radius for structure in own]) / voxel_size
     for particle, structure in enumerate(own):
         turn = rotations[particle].T / np.float32(voxel_size)
         if particle > 0:
             ray = directions[particle - 1]
             reach = radii[:particle] + radii[particle]
-            start = _touching_distance(ray, positions[:particle], reach)
-            positions[particle] = ray * _closest(grid, structure.surface @ turn, ray, start)
+            start = _touching_distance(ray, positions[:particle] - offset, reach)
+            surface = structure.surface @ turn + offset.astype(np.float32)
+            positions[particle] = offset + ray * _closest(grid, surface, ray, start)
         grid.take(structure.inside @ turn + positions[particle].astype(np.float32))
     return positions, grid.volume()
 

@@ -37,8 +37,8 @@ def fetch_entry(pdb_id: str) -> Path:
     Raises
     ------
     InputError
-        In one line naming URL and target, when the entry is not cached and cannot be fetched, or when the cached file is
-        not the one that was fetched.
+        In one line naming URL and target, when the entry is not cached and cannot be fetched, or when the cached file
+        is not the one that was fetched.
     """
     name = pdb_id.lower()
     target = cache_folder() / "structures" / f"{name}.cif.gz"

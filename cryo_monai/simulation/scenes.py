@@ -17,8 +17,8 @@ from cryo_monai.simulation.structures import OVERSAMPLING, Structure
 class SceneRenderer:
     """Samples structures in any pose, by linear interpolation from a grid three times finer.
 
-    Linear interpolation multiplies the spectrum by ``sinc^2`` along each axis; the densities are divided by that first, so
-    that only its images beyond the fine grid's Nyquist frequency remain as error.
+    Linear interpolation multiplies the spectrum by ``sinc^2`` along each axis; the densities are divided by that
+    first, so that only its images beyond the fine grid's Nyquist frequency remain as error.
 
     Parameters
     ----------

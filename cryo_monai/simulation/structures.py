@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,8 @@ import torch
 from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.mrc import read_mrc
-from cryo_monai.mrc_header import MRC_SUFFIXES
-from cryo_monai.simulation.assemblies import ANGSTROM3_PER_KDA, ASSEMBLIES, Assembly, render_density
-from cryo_monai.simulation.atoms import MODEL_SUFFIXES, is_model_file, model_name, potential, read_model
-from cryo_monai.simulation.protein_bank import fetch_entry, is_pdb_id
+from cryo_monai.simulation.assemblies import ANGSTROM3_PER_KDA, Assembly, render_density
+from cryo_monai.simulation.atoms import model_name, potential, read_model
 
 Array = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float32]
@@ -28,7 +24,6 @@ Points = npt.NDArray[np.float32]
 OVERSAMPLING = 3
 # Integral of protein above ice, V Å^3 per kDa: 9750 of the atoms less 1200 Å^3 of ice at 4.53 V (1bxn, 3hhb, 2cg9).
 CONTRAST_PER_KDA = 4300.0
-_KEYS = ("name", "source", "assembly", "unknown_residues", "contour", "mass_kda", "invert", "voxel_size")
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,13 @@ class Structure:
         Å; the voxel size of the simulation over `OVERSAMPLING`.
     mass_kda : float
         Of the whole particle.
+    level : float
+        V; the isosurface at it, the particle's surface here, encloses the volume of the mass (1212 Å^3 per kDa).
     radius : float
         Å from the centre to the farthest point inside the surface.
     inside, surface : array
-        `(n, 3)` points in Å, ``(z, y, x)``: a lattice of 2 x `spacing` inside the isosurface that encloses the volume of
-        the mass (1212 Å^3 per kDa), and those of them next to the surface.
+        `(n, 3)` points in Å, ``(z, y, x)``: a lattice of 2 x `spacing` inside the surface, and those of them next to
+        it.
     origin : dict
         Where it comes from: kind, file, SHA-256, assembly, chains and what else is known.
     """
@@ -58,117 +55,11 @@ class Structure:
     density: Array
     spacing: float
     mass_kda: float
+    level: float
     radius: float
     inside: Points
     surface: Points
     origin: dict[str, Any]
-
-
-def load_structures(
-    entries: Sequence[str | Mapping[str, Any]],
-    *,
-    voxel_size: float,
-    resolution: float,
-    assembly: str = "1",
-    structure_dir: str | os.PathLike[str] | None = None,
-) -> list[Structure]:
-    """Load structures, one per class.
-
-    Parameters
-    ----------
-    entries : sequence of str or mapping
-        Each a file (mmCIF, PDB, MRC map), an id of the Protein Data Bank, or the name of a built-in assembly; or a mapping
-        with ``source`` and options: ``name``, ``assembly``, ``unknown_residues`` (see `read_model`), and for maps
-        ``contour``, ``mass_kda``, ``voxel_size`` and ``invert`` (see `structure_of_map`).
-    voxel_size : float
-        Å, of the simulation.
-    resolution : float
-        Å; see `low_pass`.
-    assembly : str
-        Biological assembly of atomic models, or ``"asu"``.
-    structure_dir : path, optional
-        Where files are looked for before the working folder, ids included.
-
-    Returns
-    -------
-    list of Structure
-        In the order of the entries.
-
-    Raises
-    ------
-    InputError
-        When an entry is unknown, two have one name, or a file is no good.
-    """
-    if not entries:
-        raise InputError("structures: none were given")
-    loaded: list[Structure] = []
-    for entry in entries:
-        options = {"source": entry} if isinstance(entry, str) else dict(entry)
-        unknown = sorted(set(options) - set(_KEYS))
-        if unknown or "source" not in options:
-            wrong = f"unknown {', '.join(unknown)}" if unknown else "a source is missing"
-            raise InputError(f"structures: {entry}: {wrong}; an entry may have {', '.join(_KEYS)}")
-        structure = _load(options, voxel_size, resolution, assembly, structure_dir)
-        if structure.name in {other.name for other in loaded}:
-            raise InputError(f"structures: two are called {structure.name}; give one a name of its own")
-        loaded.append(structure)
-    return loaded
-
-
-def _load(
-    options: dict[str, Any],
-    voxel_size: float,
-    resolution: float,
-    assembly: str,
-    structure_dir: str | os.PathLike[str] | None,
-) -> Structure:
-    source = str(options["source"])
-    built_in = {a.name: a for a in ASSEMBLIES}
-    if source in built_in:
-        return structure_of_assembly(
-            built_in[source], voxel_size=voxel_size, resolution=resolution, name=options.get("name")
-        )
-    path = _find_file(source, structure_dir)
-    if path is None and is_pdb_id(source):
-        path = fetch_entry(source)
-    if path is None:
-        near = get_close_matches(source, built_in, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; built in are {', '.join(built_in)}"
-        raise InputError(f"structures: {source}: neither a file, nor a PDB id, nor a built-in assembly{hint}")
-    if is_model_file(path.name):
-        return structure_of_model(
-            path,
-            voxel_size=voxel_size,
-            resolution=resolution,
-            assembly=str(options.get("assembly", assembly)),
-            unknown_residues=options.get("unknown_residues", "refuse"),
-            name=options.get("name"),
-        )
-    if not path.name.lower().endswith(MRC_SUFFIXES):
-        known = ", ".join((*MODEL_SUFFIXES, *MRC_SUFFIXES))
-        raise InputError(f"{path}: neither an atomic model nor a density map; known are {known}")
-    return structure_of_map(
-        path,
-        voxel_size=voxel_size,
-        resolution=resolution,
-        contour=options.get("contour"),
-        mass_kda=options.get("mass_kda"),
-        map_voxel_size=options.get("voxel_size"),
-        invert=bool(options.get("invert", False)),
-        name=options.get("name"),
-    )
-
-
-def _find_file(source: str, structure_dir: str | os.PathLike[str] | None) -> Path | None:
-    folders = [Path(structure_dir)] if structure_dir else []
-    names = [source]
-    if is_pdb_id(source):
-        names += [f"{case}{suffix}" for case in (source.lower(), source.upper()) for suffix in MODEL_SUFFIXES]
-    for folder in (*folders, Path()):
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    return None
 
 
 def structure_of_model(
@@ -304,8 +195,8 @@ def _edge(extent: float, spacing: float, voxel_size: float, resolution: float) -
 def low_pass(density: npt.NDArray[Any], *, spacing: float, voxel_size: float, resolution: float) -> Array:
     """Limit a density to a resolution, and to what voxels of a size can hold.
 
-    A Gaussian that falls to 1/e at ``1 / resolution`` (sigma = 0.225 x resolution in real space, as Chimera's molmap), and
-    a cosine edge between 0.9 and 1 times the Nyquist frequency of the voxels.
+    A Gaussian that falls to 1/e at ``1 / resolution`` (sigma = 0.225 x resolution in real space, as Chimera's
+    molmap), and a cosine edge between 0.9 and 1 times the Nyquist frequency of the voxels.
 
     Parameters
     ----------
@@ -338,13 +229,13 @@ def _finished(
 ) -> Structure:
     spacing = voxel_size / OVERSAMPLING
     density = low_pass(volts, spacing=spacing, voxel_size=voxel_size, resolution=resolution)
-    inside, surface, radius = _surface_points(density, spacing, mass_kda)
+    level, inside, surface, radius = _surface_points(density, spacing, mass_kda)
     summary = {**origin, "mass_kda": round(mass_kda, 1), "radius": round(radius, 1)}
-    return Structure(name, density, spacing, mass_kda, radius, inside, surface, summary)
+    return Structure(name, density, spacing, mass_kda, level, radius, inside, surface, summary)
 
 
-def _surface_points(density: Array, spacing: float, mass_kda: float) -> tuple[Points, Points, float]:
-    """Points inside the isosurface that encloses the volume of a mass, those near it, and its radius."""
+def _surface_points(density: Array, spacing: float, mass_kda: float) -> tuple[float, Points, Points, float]:
+    """Level of the isosurface that encloses the volume of a mass, points inside it, those near it, and its radius."""
     from scipy import ndimage
 
     count = min(max(1, round(mass_kda * ANGSTROM3_PER_KDA / spacing**3)), density.size)
@@ -358,7 +249,8 @@ def _surface_points(density: Array, spacing: float, mass_kda: float) -> tuple[Po
     border = lattice & ~ndimage.binary_erosion(lattice)
 
     def points(where: npt.NDArray[np.bool_]) -> Points:
-        return ((2 * np.argwhere(where) + start - density.shape[0] // 2) * spacing).astype(np.float32)
+        index = 2 * np.argwhere(where) + start - density.shape[0] // 2
+        return np.asarray(index * spacing, dtype=np.float32)
 
     radius = float(np.linalg.norm((np.argwhere(mask) - density.shape[0] // 2) * spacing, axis=1).max())
-    return points(lattice), points(border), radius + spacing
+    return float(level), points(lattice), points(border), radius + spacing

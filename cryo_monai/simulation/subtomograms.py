@@ -1,319 +1,206 @@
-"""Labelled data sets of simulated subtomograms, with the truth of every volume."""
+"""Subtomograms of a target among neighbours, with the truth of every volume."""
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cryo_monai.datalists import stratified_split
 from cryo_monai.errors import InputError
-from cryo_monai.files import atomic_write_text
-from cryo_monai.mrc import write_mrc
-from cryo_monai.simulation.microscope import ctf_3d, missing_wedge_mask
-from cryo_monai.simulation.assemblies import Assembly, assemblies_by_name, render_density
+from cryo_monai.simulation.imaging import Imaged, TiltSeriesMicroscope, XulabMicroscope, draw_exposure
+from cryo_monai.simulation.packing import Packing, pack_around
+from cryo_monai.simulation.rotations import random_quaternions
+from cryo_monai.simulation.scenes import SceneRenderer
+from cryo_monai.simulation.settings import SimulationSettings
+from cryo_monai.simulation.structures import CONTRAST_PER_KDA, Structure
 
-
-@dataclass(frozen=True)
-class SimulationSettings:
-    """Everything that decides a simulated volume besides its class and number.
-
-    Attributes
-    ----------
-    box : int
-        Edge of the volumes in voxels.
-    voxel_size, resolution : float
-        Å.
-    snr : float
-        Nominal signal-to-noise ratio: variance of the signal over variance of the noise, both over the whole box and
-        after contrast transfer, envelope and missing wedge. ``inf`` leaves the noise out.
-    max_tilt_deg : float
-        Tilt range, one side.
-    defocus_um : float
-        Underfocus.
-    max_shift : float
-        Largest shift of the particle from the box centre along each axis, in voxels.
-    seed : int
-        Same seed, same data.
-    """
-
-    box: int = 32
-    voxel_size: float = 10.0
-    resolution: float = 25.0
-    snr: float = 0.03
-    max_tilt_deg: float = 60.0
-    defocus_um: float = 5.0
-    max_shift: float = 2.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules = {
-            "box": self.box >= 8,
-            "voxel_size": self.voxel_size > 0,
-            "resolution": self.resolution > 0,
-            "snr": self.snr > 0,
-            "max_tilt_deg": 0 < self.max_tilt_deg <= 90,
-            "defocus_um": self.defocus_um > 0,
-            "max_shift": 0 <= self.max_shift < self.box / 4,
-        }
-        broken = [f"{name}={getattr(self, name)}" for name, kept in rules.items() if not kept]
-        if broken:
-            raise InputError(f"simulation: impossible {', '.join(broken)}")
+# Protein has one atom that is not hydrogen per 13.9 Da (1bxn: 36,288 in 516 kDa less hydrogens' share; 3hhb: 13.9).
+ATOMS_PER_KDA = 72.0
 
 
 @dataclass(frozen=True)
 class SimulatedBatch:
-    """Volumes `(B, z, y, x)`, and for each its truth: pose, shift, nominal and measured SNR."""
+    """Some volumes of one class.
+
+    Attributes
+    ----------
+    volumes : Tensor
+        `(B, z, y, x)`; density is dark (negative).
+    clean : Tensor
+        `(B, z, y, x)`: the density of target and neighbours in V above ice (bright), before the microscope.
+    truth : list of dict
+        For each volume: pose, shift, nominal and measured SNR, defocus, neighbours, occupancy, seed.
+    """
 
     volumes: Tensor
+    clean: Tensor
     truth: list[dict[str, Any]]
 
 
-def _random_quaternion(rng: np.random.Generator) -> np.ndarray:
-    """Uniform on the unit sphere of quaternions, hence uniform on SO(3) (Shoemake 1992)."""
-    quaternion = rng.normal(size=4)
-    quaternion /= np.linalg.norm(quaternion)
-    return np.asarray(quaternion if quaternion[0] >= 0 else -quaternion)
-
-
-def rotation_from_quaternion(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Rotation matrix `(3, 3)` on ``(z, y, x)`` vectors of a unit quaternion ``(w, z, y, x)``."""
-    w, a, b, c = (float(q) for q in quaternion)
-    return np.asarray(
-        [
-            [1 - 2 * (b * b + c * c), 2 * (a * b - c * w), 2 * (a * c + b * w)],
-            [2 * (a * b + c * w), 1 - 2 * (a * a + c * c), 2 * (b * c - a * w)],
-            [2 * (a * c - b * w), 2 * (b * c + a * w), 1 - 2 * (a * a + b * b)],
-        ]
-    )
-
-
-def simulate_batch(
-    assembly: Assembly,
-    numbers: Sequence[int],
-    settings: SimulationSettings,
-    *,
-    class_seed: int = 0,
-    device: str | torch.device = "cpu",
-) -> SimulatedBatch:
-    """Simulate some volumes of one assembly.
-
-    Signal: blobs in a random pose -> contrast transfer x missing wedge. Noise of variance 1: half of it (in variance)
-    passes the contrast transfer function, all of it the wedge. The signal is scaled to the nominal SNR over that noise,
-    so that mean and variance of a volume say nothing of its class. (At equal SNR over the box, the convention of the
-    field, a small particle is brighter than a large one.)
+class SubtomogramSimulator:
+    """Makes volumes of any class, each from (seed, class name, number) alone.
 
     Parameters
     ----------
-    assembly : Assembly
-        What is imaged.
-    numbers : sequence of int
-        Which volumes of the class; each is drawn from (seed, class seed, number) alone.
+    structures : sequence of Structure
+        The classes.
     settings : SimulationSettings
-        Size, imaging and noise.
-    class_seed : int
-        Separates the random numbers of classes.
+        Everything else.
+    neighbours : sequence of Structure, optional
+        What neighbours are drawn from; the classes by default.
     device : str or torch.device
         Where to compute.
-
-    Returns
-    -------
-    SimulatedBatch
-        Volumes and truths. With infinite SNR, noise-free volumes of variance 1.
-    """
-    box = (settings.box,) * 3
-    positions, masses = assembly.blobs()
-    generators = [np.random.default_rng([settings.seed, class_seed, number]) for number in numbers]
-    quaternions = [_random_quaternion(rng) for rng in generators]
-    shifts = [rng.uniform(-settings.max_shift, settings.max_shift, size=3) for rng in generators]
-    noise = np.stack([rng.standard_normal((2, *box), dtype=np.float32) for rng in generators])
-    posed = [
-        positions @ rotation_from_quaternion(q).T + shift * settings.voxel_size
-        for q, shift in zip(quaternions, shifts, strict=True)
-    ]
-    density = render_density(
-        torch.as_tensor(np.stack(posed), dtype=torch.float32, device=device),
-        torch.as_tensor(masses, dtype=torch.float32, device=device),
-        box=box,
-        voxel_size=settings.voxel_size,
-        resolution=settings.resolution,
-    )
-    transfer = ctf_3d(box, settings.voxel_size, defocus_um=settings.defocus_um).to(device)
-    wedge = missing_wedge_mask(box, max_tilt_deg=settings.max_tilt_deg).to(device)
-    signal = _filtered(density, transfer * wedge)
-    signal = (signal - signal.mean((1, 2, 3), keepdim=True)) / signal.std((1, 2, 3), keepdim=True)
-    if np.isinf(settings.snr):
-        volumes, measured = signal, torch.full((len(generators),), torch.inf)
-    else:
-        fields = torch.as_tensor(noise, device=device)
-        background = _unit_noise(fields[:, 0], transfer * wedge) + _unit_noise(fields[:, 1], wedge)
-        background *= 0.5**0.5
-        signal = signal * settings.snr**0.5
-        volumes = signal + background
-        measured = signal.var((1, 2, 3)) / background.var((1, 2, 3))
-    truth = [
-        {
-            "number": number,
-            "quaternion_wzyx": [round(float(q), 8) for q in quaternion],
-            "shift_voxels_zyx": [round(float(s), 6) for s in shift],
-            "snr_nominal": settings.snr,
-            "snr_measured": round(float(ratio), 6),
-        }
-        for number, quaternion, shift, ratio in zip(numbers, quaternions, shifts, measured, strict=True)
-    ]
-    return SimulatedBatch(volumes=volumes, truth=truth)
-
-
-def _filtered(volumes: Tensor, transfer: Tensor) -> Tensor:
-    spectrum = torch.fft.rfftn(volumes, dim=(1, 2, 3)) * transfer
-    filtered: Tensor = torch.fft.irfftn(spectrum, s=volumes.shape[1:], dim=(1, 2, 3))
-    return filtered
-
-
-def _unit_noise(white: Tensor, transfer: Tensor) -> Tensor:
-    """White noise through a filter, scaled by the filter's expected gain so that its variance is 1 on average."""
-    size_x = white.shape[-1]
-    # Columns of the half-spectrum that stand for two coefficients.
-    weight = torch.full((transfer.shape[-1],), 2.0, device=transfer.device)
-    weight[0] = 1.0
-    if size_x % 2 == 0:
-        weight[-1] = 1.0
-    gain = ((transfer**2) * weight).sum() / white[0].numel()
-    return _filtered(white, transfer) / gain.sqrt()
-
-
-def write_dataset(
-    output_dir: str | os.PathLike[str],
-    settings: SimulationSettings,
-    *,
-    num_per_class: int = 500,
-    classes: tuple[str, ...] | None = None,
-    split: Sequence[float] = (0.6, 0.2, 0.2),
-    batch_size: int = 64,
-    device: str | torch.device = "cpu",
-    progress: Callable[[int], object] | None = None,
-) -> Path:
-    """Simulate a data set: MRC files in one folder per class, and ``dataset.json``.
-
-    An interrupted call is continued by the same call; classes that are complete are kept.
-
-    Parameters
-    ----------
-    output_dir : path
-        Created when missing. A folder that holds a data set of other settings is refused.
-    settings : SimulationSettings
-        Size, imaging, noise and seed.
-    num_per_class : int
-        Volumes per class.
-    classes : tuple of str, optional
-        Names of built-in assemblies; all ten by default.
-    split : sequence of float
-        Fractions of training, validation and test, stratified by class.
-    batch_size : int
-        Volumes computed at once; does not change them.
-    device : str or torch.device
-        Where to compute.
-    progress : callable, optional
-        Called with the number of volumes just written.
-
-    Returns
-    -------
-    Path
-        The ``dataset.json``: a MONAI datalist with class names, settings, and the truth of each volume.
 
     Raises
     ------
     InputError
-        For unknown classes or impossible settings, or when the folder holds something else.
+        When a structure is larger than the box, or there is nothing to draw neighbours from.
     """
-    if num_per_class < 3:
-        raise InputError(f"num_per_class: {num_per_class} is too few for training, validation and test")
-    assemblies = assemblies_by_name(classes)
-    folder = Path(output_dir)
-    recipe = {"settings": asdict(settings), "num_per_class": num_per_class, "classes": [a.name for a in assemblies]}
-    _claim(folder, recipe)
-    items: list[dict[str, Any]] = []
-    for label, assembly in enumerate(assemblies):
-        truths = _write_class(folder, assembly, settings, num_per_class, batch_size, device, progress)
-        items += [
+
+    def __init__(
+        self,
+        structures: Sequence[Structure],
+        settings: SimulationSettings,
+        *,
+        neighbours: Sequence[Structure] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        edge = settings.box * settings.voxel_size
+        for structure in structures:
+            if 2 * structure.radius > edge:
+                raise InputError(
+                    f"{structure.name}: {2 * structure.radius:.0f} Å across, larger than a box of {settings.box} "
+                    f"voxels of {settings.voxel_size:g} Å; give a larger box"
+                )
+        self.settings = settings
+        self.class_names = [structure.name for structure in structures]
+        self.num_classes = len(structures)
+        self._all = [*structures, *(neighbours or [])]
+        pool = range(len(structures), len(self._all)) if neighbours else range(len(structures))
+        self._pools = []
+        for label in range(len(structures)):
+            excluded = label if settings.neighbour_classes == "others" else -1
+            self._pools.append([index for index in pool if index != excluded])
+        if settings.neighbours and not all(self._pools):
+            raise InputError("simulation: neighbour_classes others needs two classes, or structures for neighbours")
+        self.box = (settings.box,) * 3
+        self.device = torch.device(device)
+        self._renderer = SceneRenderer(self._all, device)
+        self._tilt_series: TiltSeriesMicroscope | None = None
+        if settings.mode == "tilt_series":
+            # Neighbours reach out of the box, and are seen through it at high tilts.
+            self.scene = (2 * settings.box,) * 3
+            self._tilt_series = TiltSeriesMicroscope(settings, self.scene, self.box, device)
+        else:
+            self.scene = self.box
+            self._xulab = XulabMicroscope(settings, self.box, device)
+
+    def simulate(self, label: int, numbers: Sequence[int]) -> SimulatedBatch:
+        """Simulate some volumes of one class.
+
+        Parameters
+        ----------
+        label : int
+            Index of the class.
+        numbers : sequence of int
+            Which of its volumes.
+        """
+        settings = self.settings
+        name = self._all[label].name
+        class_seed = zlib.crc32(name.encode())
+        generators = [np.random.default_rng([settings.seed, class_seed, number]) for number in numbers]
+        packing = self.pack(label, generators)
+        scenes = self._renderer.render(packing, self.scene)
+        imaged, focus = self._image(scenes, generators)
+        volumes, measured = self._add_up(imaged)
+        clean = _centre(scenes, settings.box)
+        taken = _centre(torch.from_numpy(packing.occupied), settings.box).float().mean((1, 2, 3))
+        truth = [
             {
-                "image": f"{assembly.name}/{truth['number']:05d}.mrc",
-                "path": f"{assembly.name}/{truth['number']:05d}.mrc",
-                "label": label,
-                "class_name": assembly.name,
-                "voxel_size": settings.voxel_size,
-                **truth,
+                "number": number,
+                "seed": [settings.seed, class_seed, number],
+                "quaternion_wzyx": packing.quaternions[row, 0].round(8).tolist(),
+                "shift_voxels_zyx": packing.positions[row, 0].round(6).tolist(),
+                "snr_nominal": settings.snr,
+                "snr_measured": round(float(measured[row]), 6),
+                "defocus_um": focus[row],
+                "occupancy": round(float(taken[row]), 6),
+                "neighbours": self._neighbours_of(packing, row),
             }
-            for truth in truths
+            for row, number in enumerate(numbers)
         ]
-    names = [assembly.name for assembly in assemblies]
-    lists = stratified_split(items, names, split, settings.seed, source=str(folder))
-    for members in lists.values():
-        for item in members:
-            del item["path"]
-    content = {
-        "name": "simulated subtomograms of built-in assemblies",
-        "class_names": names,
-        "assemblies": [{**asdict(a), "mass_kda": round(a.mass_kda, 1)} for a in assemblies],
-        "contrast": "density is dark (negative)",
-        **recipe,
-        **lists,
-    }
-    target = folder / "dataset.json"
-    atomic_write_text(target, json.dumps(content, indent=1) + "\n")
-    return target
+        return SimulatedBatch(volumes, clean, truth)
+
+    def pack(self, label: int, generators: Sequence[np.random.Generator]) -> Packing:
+        """Draw orientations, neighbours and shifts of volumes of a class, and pack them."""
+        count = 1 + self.settings.neighbours
+        quaternions = np.stack([random_quaternions(rng, count) for rng in generators])
+        directions = np.stack([rng.normal(size=(count - 1, 3)) for rng in generators])
+        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+        members = np.full((len(generators), count), label)
+        if count > 1:
+            pool = np.array(self._pools[label])
+            members[:, 1:] = [pool[rng.integers(len(pool), size=count - 1)] for rng in generators]
+        limit = self.settings.max_shift
+        shifts = np.stack([rng.uniform(-limit, limit, size=3) for rng in generators])
+        return pack_around(
+            self._all,
+            members,
+            quaternions,
+            directions,
+            offsets=shifts,
+            voxel_size=self.settings.voxel_size,
+            shape=self.scene,
+        )
+
+    def _image(self, scenes: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Imaged, list[float]]:
+        noisy = np.isfinite(self.settings.snr)
+        if self._tilt_series is not None:
+            scope = self._tilt_series
+            exposures = [draw_exposure(self.settings, scope.num_tilts, rng) for rng in generators]
+            white = self._white(scope.noise_shape, generators) if noisy else None
+            focus = [round(float(exposure.defocus_um.mean()), 4) for exposure in exposures]
+            return scope.image(scenes, exposures, white), focus
+        atoms = scenes * (self.settings.voxel_size**3 / CONTRAST_PER_KDA * ATOMS_PER_KDA)
+        white = self._white(self._xulab.noise_shape, generators) if noisy else None
+        return self._xulab.image(atoms, white), [self.settings.defocus_um] * len(generators)
+
+    def _white(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator]) -> Tensor:
+        drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])
+        return torch.from_numpy(drawn).to(self.device)
+
+    def _add_up(self, imaged: Imaged) -> tuple[Tensor, Tensor]:
+        """Volumes, and the SNR that they turned out to have."""
+        signal, noise = imaged.signal, imaged.noise
+        power = signal.var((1, 2, 3), keepdim=True)
+        if self.settings.mode == "tilt_series":
+            # Noise of variance 1 on average: mean and variance of a volume say nothing of its class.
+            scale = (self.settings.snr if noise is not None else 1.0) / power
+            signal = (signal - signal.mean((1, 2, 3), keepdim=True)) * scale.sqrt()
+            if noise is not None:
+                noise = noise / imaged.noise_variance.sqrt()[:, None, None, None]
+        if noise is None:
+            return signal, torch.full((len(signal),), torch.inf)
+        return signal + noise, signal.var((1, 2, 3)) / noise.var((1, 2, 3))
+
+    def _neighbours_of(self, packing: Packing, row: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "class_name": self._all[packing.members[row, particle]].name,
+                "quaternion_wzyx": packing.quaternions[row, particle].round(6).tolist(),
+                "position_voxels_zyx": packing.positions[row, particle].round(4).tolist(),
+            }
+            for particle in range(1, packing.members.shape[1])
+        ]
 
 
-def _claim(folder: Path, recipe: dict[str, Any]) -> None:
-    """Note in the folder what is being simulated, or check that the note there says the same."""
-    note = folder / "simulation.json"
-    # A round trip through JSON, so that tuples and lists compare equal.
-    wanted = json.loads(json.dumps(recipe))
-    if note.is_file():
-        if json.loads(note.read_text()) != wanted:
-            raise InputError(f"{folder}: holds a simulation with other settings; choose another --output_dir")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty and not a simulation; choose another --output_dir")
-    atomic_write_text(note, json.dumps(wanted, indent=1) + "\n")
-
-
-def _write_class(
-    folder: Path,
-    assembly: Assembly,
-    settings: SimulationSettings,
-    num_per_class: int,
-    batch_size: int,
-    device: str | torch.device,
-    progress: Callable[[int], object] | None,
-) -> list[dict[str, Any]]:
-    """Write the volumes of one class, then its truth; return the truth at once when it is already there."""
-    record = folder / f"{assembly.name}.truth.json"
-    if record.is_file():
-        kept: list[dict[str, Any]] = json.loads(record.read_text())
-        if progress:
-            progress(len(kept))
-        return kept
-    volumes_dir = folder / assembly.name
-    volumes_dir.mkdir(exist_ok=True)
-    truths: list[dict[str, Any]] = []
-    for start in range(0, num_per_class, batch_size):
-        numbers = range(start, min(start + batch_size, num_per_class))
-        batch = simulate_batch(assembly, numbers, settings, class_seed=assembly.seed, device=device)
-        for truth, volume in zip(batch.truth, batch.volumes.cpu().numpy(), strict=True):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                write_mrc(volumes_dir / f"{truth['number']:05d}.mrc", volume, voxel_size=settings.voxel_size)
-        truths += batch.truth
-        if progress:
-            progress(len(numbers))
-    atomic_write_text(record, json.dumps(truths, indent=1) + "\n")
-    return truths
+def _centre(volumes: Tensor, size: int) -> Tensor:
+    """Middle cubes of volumes `(B, z, y, x)`: centre at voxel ``n // 2`` before and after."""
+    start = volumes.shape[1] // 2 - size // 2
+    cut = slice(start, start + size)
+    return volumes[:, cut, cut, cut].contiguous()

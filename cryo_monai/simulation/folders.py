@@ -1,0 +1,119 @@
+"""Folders of simulated data: claimed by one run, resumed by the same call, refused to another."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_text
+
+RECIPE = "simulation.json"
+LOCK = ".simulating"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder, new or of a simulation, for one process; the operating system lets go when that ends.
+
+    Raises
+    ------
+    InputError
+        When another process is simulating into it, when it holds something else, or cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder")
+    if folder.exists() and not (folder / RECIPE).is_file():
+        others = [entry.name for entry in folder.iterdir() if entry.name != LOCK]
+        if others:
+            raise InputError(f"{folder}: not empty and not a simulation ({others[0]}); choose another --output_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK).open("a")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is simulating into it") from None
+        yield
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write down what is being simulated, or check that what is written there says the same.
+
+    Raises
+    ------
+    InputError
+        Naming the settings that differ.
+    """
+    # A round trip through JSON, so that tuples and lists compare equal.
+    wanted = json.loads(json.dumps(recipe))
+    note = folder / RECIPE
+    if not note.is_file():
+        atomic_write_text(note, json.dumps(wanted, indent=1) + "\n")
+        return
+    try:
+        there = json.loads(note.read_text())
+    except ValueError as error:
+        raise InputError(f"{note}: damaged ({error}); choose another --output_dir") from error
+    flat_there, flat_wanted = _flat(there), _flat(wanted)
+    differing = [key for key in flat_wanted | flat_there if flat_there.get(key) != flat_wanted.get(key)]
+    if differing:
+        raise InputError(
+            f"{folder}: holds a simulation with other settings ({', '.join(differing[:5])}); "
+            "choose another --output_dir"
+        )
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    settings = recipe.get("settings", {})
+    return {**settings, **{key: value for key, value in recipe.items() if key != "settings"}}
+
+
+class Journal:
+    """One JSON object per line, appended when the files that it tells of are complete.
+
+    Parameters
+    ----------
+    path : Path
+        A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        if path.is_file():
+            whole, _, cut = path.read_text().rpartition("\n")
+            self.entries = [json.loads(line) for line in whole.splitlines()]
+            if cut:
+                atomic_write_text(path, whole + "\n" if whole else "")
+
+    def append(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Add entries, all or (after a crash) the first of them."""
+        self.path.parent.mkdir(exist_ok=True)
+        with self.path.open("a") as stream:
+            stream.write("".join(json.dumps(entry) + "\n" for entry in entries))
+            stream.flush()
+            os.fsync(stream.fileno())
+        # As they will be read again.
+        self.entries += json.loads(json.dumps(list(entries)))
+
+
+def listing(content: Mapping[str, Any]) -> str:
+    """JSON text with one line per item of its lists of objects."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n  ".join(json.dumps(item) for item in value)
+            parts.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -1,0 +1,193 @@
+"""What decides a simulation, from the command line and from presets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.simulation.tilts import SCHEMES, TiltSeries, read_tilts, tilt_scheme
+
+CHOICES = {
+    "mode": ("tilt_series", "xulab"),
+    "neighbour_classes": ("all", "others"),
+    "tilt_scheme": SCHEMES,
+    "ctf_correction": ("none", "phase_flip"),
+}
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Everything that decides a simulated volume besides the structures and its class and number.
+
+    Attributes
+    ----------
+    mode : {"tilt_series", "xulab"}
+        Images of a tilt series and their weighted back-projection, or one 3-D transfer function and a wedge.
+    box : int
+        Edge of the subtomograms in voxels, even.
+    voxel_size : float
+        Å.
+    resolution : float
+        Å of the structures; 0 for twice the voxel size. Never finer than the voxels hold; see `low_pass`.
+    snr : float
+        Variance of the signal over variance of the noise; ``inf`` leaves the noise out. Defined in docs/simulation.md.
+    seed : int
+        Same seed, same data.
+    neighbours : int
+        Particles packed around the target.
+    neighbour_classes : {"all", "others"}
+        Whether a neighbour may be of the target's class.
+    max_shift : float
+        Largest shift of the target from the box centre along each axis, in voxels.
+    max_tilt_deg, tilt_step_deg : float
+        The tilt series runs from minus to plus the one by the other.
+    tilt_scheme : {"dose_symmetric", "bidirectional", "continuous"}
+        Order of exposure.
+    tilts : str
+        File of the tilts of a real series (.tlt, .rawtlt, .mdoc) instead.
+    dose_per_tilt : float
+        Electrons/Å^2; the specimen fades with the dose. 0: it does not.
+    dose_weighting : bool
+        Weight the images by what the dose left of their frequencies.
+    voltage_kv, spherical_aberration_mm, amplitude_contrast, phase_shift_deg : float
+        Of the microscope.
+    defocus_um : float
+        Underfocus.
+    defocus_spread_um : float
+        Volumes are drawn from ``defocus_um`` plus or minus this.
+    defocus_tilt_um : float
+        Standard deviation, from tilt to tilt, of the defocus.
+    ctf_correction : {"none", "phase_flip"}
+        What the reconstruction does about the contrast transfer.
+    alignment_error : float
+        Standard deviation in Å, along each image axis, of the shift of every image that alignment left.
+    envelope : float
+        Mode xulab: standard deviation of the Gaussian envelope in units of the Nyquist frequency.
+    """
+
+    mode: str = "tilt_series"
+    box: int = 32
+    voxel_size: float = 10.0
+    resolution: float = 0.0
+    snr: float = 0.1
+    seed: int = 0
+    neighbours: int = 4
+    neighbour_classes: str = "all"
+    max_shift: float = 2.0
+    max_tilt_deg: float = 60.0
+    tilt_step_deg: float = 3.0
+    tilt_scheme: str = "dose_symmetric"
+    tilts: str = ""
+    dose_per_tilt: float = 3.0
+    dose_weighting: bool = True
+    voltage_kv: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.07
+    phase_shift_deg: float = 0.0
+    defocus_um: float = 4.0
+    defocus_spread_um: float = 1.0
+    defocus_tilt_um: float = 0.05
+    ctf_correction: str = "phase_flip"
+    alignment_error: float = 2.0
+    envelope: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"simulation: {name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        rules = {
+            "box": self.box >= 8 and self.box % 2 == 0,
+            "voxel_size": self.voxel_size > 0,
+            "resolution": self.resolution >= 0,
+            "snr": self.snr > 0,
+            "seed": self.seed >= 0,
+            "neighbours": 0 <= self.neighbours <= 64,
+            "max_shift": 0 <= self.max_shift <= self.box / 4,
+            "max_tilt_deg": 0 < self.max_tilt_deg <= 90,
+            "tilt_step_deg": 0 < self.tilt_step_deg <= self.max_tilt_deg,
+            "dose_per_tilt": self.dose_per_tilt >= 0,
+            "voltage_kv": 50 <= self.voltage_kv <= 1000,
+            "spherical_aberration_mm": self.spherical_aberration_mm >= 0,
+            "amplitude_contrast": 0 <= self.amplitude_contrast <= 1,
+            "defocus_um": self.defocus_um > 0,
+            "defocus_spread_um": 0 <= self.defocus_spread_um < self.defocus_um,
+            "defocus_tilt_um": self.defocus_tilt_um >= 0,
+            "alignment_error": self.alignment_error >= 0,
+            "envelope": self.envelope > 0,
+        }
+        numbers = (getattr(self, name) for name in rules if name != "snr")
+        broken = [f"{name}={getattr(self, name)}" for name, kept in rules.items() if not kept]
+        if broken or not all(math.isfinite(number) for number in numbers):
+            raise InputError(f"simulation: impossible {', '.join(broken) or 'value that is not finite'}")
+
+    @property
+    def low_pass_resolution(self) -> float:
+        """Resolution in Å that the structures are filtered to."""
+        return self.resolution or 2 * self.voxel_size
+
+    def tilt_series(self) -> TiltSeries:
+        """Tilts and doses, from the file `tilts` if there is one."""
+        if self.tilts:
+            return read_tilts(self.tilts, scheme=self.tilt_scheme, dose_per_tilt=self.dose_per_tilt)
+        return tilt_scheme(
+            max_tilt_deg=self.max_tilt_deg,
+            tilt_step_deg=self.tilt_step_deg,
+            scheme=self.tilt_scheme,
+            dose_per_tilt=self.dose_per_tilt,
+        )
+
+
+def read_preset(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a preset of ``configs/simulation``: a JSON object of settings, ``structures`` and ``num_per_class``.
+
+    Raises
+    ------
+    InputError
+        Naming the file, when it cannot be read or is no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: not a readable preset ({reason})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a preset is a JSON object")
+    return {key: value for key, value in content.items() if key != "_desc_"}
+
+
+def settings_from(values: Mapping[str, Any], start: SimulationSettings | None = None) -> SimulationSettings:
+    """Make settings of names and values, which may be texts.
+
+    Raises
+    ------
+    InputError
+        For unknown names, values of another kind, and impossible ones.
+    """
+    start = start or SimulationSettings()
+    kinds = {field.name: type(getattr(start, field.name)) for field in fields(start)}
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            near = get_close_matches(name, kinds, n=1)
+            raise InputError(f"simulation: no setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        changed[name] = _converted(name, value, kinds[name])
+    return replace(start, **changed)
+
+
+def _converted(name: str, value: Any, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if kind is int and not isinstance(value, str) and int(value) != value:
+            raise ValueError
+        return kind(value)
+    except (KeyError, TypeError, ValueError):
+        wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"simulation: {name} {value!r}: give {wanted}") from None
