@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
-from cryo_monai.command_line import Verbs, late_bar, run, split_list
+from cryo_monai.command_line import Verb, Verbs, late_bar, parameters_of, refuse_unknown, run, split_list
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
 
-def _simulation_settings(config: str, flags: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def _simulation_settings(verb: Verb, config: str, flags: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """Make settings of a preset and of flags; return them and what else the preset says."""
     from cryo_monai.simulation import SimulationSettings, read_preset, settings_from
 
+    refuse_unknown(flags, [*parameters_of(verb), *(field.name for field in fields(SimulationSettings))])
     preset = read_preset(config) if config else {}
     keys = ("structures", "neighbours_from", "num_per_class")
     others: dict[str, Any] = {key: preset.pop(key) for key in keys if key in preset}
-    return settings_from(flags, settings_from(preset, SimulationSettings())), others
+    return settings_from(flags, settings_from(preset, source=config)), others
 
 
 def simulate(
@@ -63,7 +65,7 @@ def simulate(
     from cryo_monai.previews import write_preview
     from cryo_monai.simulation import BUILT_IN, SubtomogramSimulator, write_dataset
 
-    chosen, preset = _simulation_settings(config, settings)
+    chosen, preset = _simulation_settings(simulate, config, settings)
     entries = split_list(structures) or preset.get("structures", BUILT_IN)
     others = split_list(neighbours_from) or preset.get("neighbours_from", [])
     count = num_per_class or int(preset.get("num_per_class", 500))
@@ -121,7 +123,7 @@ def simulate_tomograms(
     from cryo_monai.errors import InputError
     from cryo_monai.simulation import BUILT_IN, write_tomograms
 
-    chosen, preset = _simulation_settings(config, settings)
+    chosen, preset = _simulation_settings(simulate_tomograms, config, settings)
     try:
         depth, height, width = (int(part) for part in split_list(size))
     except ValueError:
@@ -210,10 +212,9 @@ def quickstart(
     from cryo_monai.runs import classify_with_run, evaluate_run, has_state, summarise, train_bundle
 
     data = f"{output_dir}/data"
-    settings = {"snr": str(snr), "neighbours": "0", "seed": str(seed)}
-    flags = {"num_per_class": str(num_per_class), "clean": "False", **settings}
-    print(f"$ cryo-monai simulate {data}" + "".join(f" --{name} {value}" for name, value in flags.items()))
-    simulate(data, num_per_class=num_per_class, clean=False, **settings)
+    flags = f"--num_per_class {num_per_class} --clean False --snr {snr} --neighbours 0 --seed {seed}"
+    print(f"$ cryo-monai simulate {data} {flags}")
+    simulate(data, num_per_class=num_per_class, clean=False, snr=str(snr), neighbours="0", seed=str(seed))
     resume = has_state(output_dir)
     options = f"--overlays {overlays} --dataset_dir {data} --seed {seed}" + (" --resume" if resume else "")
     print(f"$ cryo-monai train {bundle} {output_dir} {options}")

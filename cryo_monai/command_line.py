@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -28,16 +28,31 @@ def split_list(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def _refuse_unknown_flags(verb: Callable[..., None], arguments: list[str]) -> None:
+def parameters_of(verb: Verb) -> list[str]:
+    """Names of the flags that a verb spells out."""
+    parameters = inspect.signature(verb).parameters.values()
+    return [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Stop at the first name that is not known, with the nearest that is.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise UsageError(f"--{name}: no such option" + (f"; did you mean --{near[0]}?" if near else ""))
+
+
+def _refuse_unknown_flags(verb: Verb, arguments: list[str]) -> None:
     """Fire runs a function first and rejects a flag afterwards: look at the flags before."""
-    parameters = inspect.signature(verb).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(verb).parameters.values()):
         return
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-        if argument.startswith("--") and name not in parameters and name != "help":
-            near = get_close_matches(name, parameters, n=1)
-            raise UsageError(f"{argument}: no such option" + (f"; did you mean --{near[0]}?" if near else ""))
+    names = [a.lstrip("-").partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--")]
+    refuse_unknown(names, [*parameters_of(verb), "help"])
 
 
 def _converted(verb: Callable[..., None]) -> Callable[..., None]:

@@ -44,8 +44,8 @@ def shared_data() -> Path:
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of ten volumes of 16 x 16 x 16."""
     folder = tmp_path_factory.mktemp("simulated") / "data"
-    settings = SimulationSettings(box=16, voxel_size=20.0, resolution=40.0, snr=2.0, max_shift=1.0)
-    write_dataset(folder, settings, num_per_class=10, classes=("c2_64kda", "c7_400kda", "o_440kda"))
+    settings = SimulationSettings(box=16, voxel_size=20.0, resolution=40.0, snr=2.0, max_shift=1.0, neighbours=0)
+    write_dataset(folder, settings, num_per_class=10, structures=("c2_64kda", "c7_400kda", "o_440kda"))
     return folder
 
 

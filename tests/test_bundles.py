@@ -211,8 +211,10 @@ def test_inference_takes_a_file_a_folder_or_a_datalist(
 
 def test_training_learns_structure_and_nothing_else(tmp_path: Path) -> None:
     """The simulated classes can be told apart; with labels shuffled, held-out numbers are chance."""
-    settings = SimulationSettings(box=16, voxel_size=20.0, resolution=40.0, snr=2.0, max_shift=1.0)
-    true = write_dataset(tmp_path / "data", settings, num_per_class=40, classes=("c2_64kda", "c7_400kda", "o_440kda"))
+    settings = SimulationSettings(box=16, voxel_size=20.0, resolution=40.0, snr=2.0, max_shift=1.0, neighbours=0)
+    true = write_dataset(
+        tmp_path / "data", settings, num_per_class=40, structures=("c2_64kda", "c7_400kda", "o_440kda")
+    )
     content = json.loads(true.read_text())
     rng = np.random.default_rng(0)
     for split in ("training", "validation", "test"):

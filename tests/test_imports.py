@@ -12,7 +12,7 @@ import cryo_monai
 PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
-    "ground": ["errors", "files", "filters"],
+    "ground": ["errors", "files", "filters", "fetching"],
     "data": ["mrc_header", "mrc", "volumes", "datasets", "datalists", "medmnist3d", "listings", "simulation"],
     "network": [
         "clips",
@@ -37,14 +37,16 @@ GROUPS = {
         "embeddings",
         "runs",
     ],
-    "command": ["command_line", "__main__"],
+    "show": ["previews"],
+    "command": ["command_line", "weight_verbs", "__main__"],
 }
 MAY_IMPORT = {
     "ground": set(),
     "data": {"ground"},
     "network": {"ground"},
     "run": {"ground", "data", "network"},
-    "command": {"ground", "data", "network", "run"},
+    "show": {"ground", "data", "run"},
+    "command": {"ground", "data", "network", "run", "show"},
 }
 GROUP_OF = {module: group for group, modules in GROUPS.items() for module in modules}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -27,7 +27,9 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
         "50",
         "--max_shift",
         "1",
-        "--classes",
+        "--neighbours",
+        "0",
+        "--structures",
         "c2_64kda,o_440kda",
     ]
     done = cryo_monai("simulate", "data", "--num_per_class", "10", "--snr", "2", *size, cwd=tmp_path)
@@ -77,8 +79,8 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["simulate", "data", "--num_per_clas", "3"], "did you mean --num_per_class?"),
-        (["simulate", "data", "--snr", "high"], "--snr high: not a number"),
-        (["simulate", "data", "--classes", "ribosome"], "unknown ribosome"),
+        (["simulate", "data", "--snr", "high"], "snr 'high': give a number"),
+        (["simulate", "data", "--structures", "ribosome"], "ribosome: neither a file, nor a PDB id"),
         (["train", str(SUBTOMOGRAMS), "run", "--resume", "maybe"], "--resume maybe: give True or False"),
         (["train", str(SUBTOMOGRAMS), "run", "--epochz", "5"], "--epochz: no such id in this bundle"),
         (["train", str(SUBTOMOGRAMS), "run", "--max_epoch", "5"], "did you mean max_epochs?"),
@@ -114,7 +116,8 @@ def test_a_mistake_gets_one_line_before_anything_happens(
 
 def test_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    size = ["--box=12", "--voxel_size=25", "--resolution=50", "--max_shift=1", "--classes=c2_64kda,o_440kda"]
+    size = ["--box=12", "--voxel_size=25", "--resolution=50", "--max_shift=1", "--neighbours=0"]
+    size += ["--structures=c2_64kda,o_440kda"]
     assert main(["simulate", "2024_10", "--num_per_class=3", "--snr=inf", *size]) == 0
     assert (tmp_path / "2024_10" / "dataset.json").is_file()
 

@@ -24,7 +24,7 @@ ICE_VOLT = 4.53
 # 1212 Å^3 per kDa (Erickson 2009): 1186 to 1211 for 1gme, 3hhb, 2cg9 and 1bxn.
 SURFACE_PROBE = 0.5
 # Atoms and solvent are sampled at least this finely, in Å, before they are low-passed.
-FINEST_SPACING = 1.7
+FINEST_SPACING = 1.2
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".pdb.gz", ".ent.gz", ".cif.gz", ".mmcif.gz")
 
 

@@ -42,8 +42,12 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{folder}: another process is simulating into it") from None
-        yield
-        (folder / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()  # nothing came of it
 
 
 def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:

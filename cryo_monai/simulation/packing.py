@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cryo_monai.errors import InputError
 from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
-from cryo_monai.simulation.structures import Structure
+from cryo_monai.simulation.structures import OVERSAMPLING, Structure
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -29,22 +29,22 @@ class Packing:
     positions : array
         `(B, M, 3)` in voxels from the scene's centre, ``(z, y, x)``.
     occupied : array
-        `(B, z, y, x)`: which voxels of the scene are inside a particle.
+        `(B, z, y, x)`: how much of each voxel of the scene is inside particles, from a lattice of points in each.
     """
 
     members: Indices
     quaternions: Array
     positions: Array
-    occupied: npt.NDArray[np.bool_]
+    occupied: npt.NDArray[np.float32]
 
 
 class _Grid:
-    """Which voxels of a scene are taken. Everything outside is free."""
+    """What each voxel of a scene holds. Everything outside is free."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
         # One more voxel, always free, stands for the outside.
-        self.flat = np.zeros(int(np.prod(shape)) + 1, dtype=bool)
+        self.flat = np.zeros(int(np.prod(shape)) + 1, dtype=np.float32)
 
     def _index(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         """Flat index of points `(..., 3)` in voxels from the centre."""
@@ -56,13 +56,14 @@ class _Grid:
         return np.where(outside, len(self.flat) - 1, index)
 
     def taken(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        return np.asarray(self.flat[self._index(points)])
+        return np.asarray(self.flat[self._index(points)] > 0)
 
     def take(self, points: npt.NDArray[np.float32]) -> None:
-        self.flat[self._index(points)] = True
-        self.flat[-1] = False
+        # Each point stands for a cube of two samples of the structure's grid.
+        np.add.at(self.flat, self._index(points), (2 / OVERSAMPLING) ** 3)
+        self.flat[-1] = 0
 
-    def volume(self) -> npt.NDArray[np.bool_]:
+    def volume(self) -> npt.NDArray[np.float32]:
         return self.flat[:-1].reshape(self.shape)
 
 
@@ -104,7 +105,7 @@ def pack_around(
         Poses as given, positions, and what is occupied.
     """
     positions = np.zeros((*members.shape, 3))
-    occupied = np.zeros((len(members), *shape), dtype=bool)
+    occupied = np.zeros((len(members), *shape), dtype=np.float32)
     rotations = rotation_matrices(quaternions).astype(np.float32)
     for row, kinds in enumerate(members):
         own = [structures[kind] for kind in kinds]
@@ -119,7 +120,7 @@ def _pack_one(
     offset: Array,
     voxel_size: float,
     shape: tuple[int, int, int],
-) -> tuple[Array, npt.NDArray[np.bool_]]:
+) -> tuple[Array, npt.NDArray[np.float32]]:
     grid = _Grid(shape)
     positions = np.zeros((len(own), 3))
     positions[0] = offset
@@ -199,8 +200,9 @@ def pack_tomogram(
     quaternions = random_quaternions(rng, num_particles)
     rotations = rotation_matrices(quaternions).astype(np.float32)
     positions = np.zeros((num_particles, 3))
-    for particle, kind in enumerate(members):
-        structure = structures[kind]
+    # Large ones first: they would not find room among the small.
+    for particle in np.argsort([-structures[kind].radius for kind in members], kind="stable"):
+        structure = structures[members[particle]]
         room = np.array(shape) / 2 - structure.radius / voxel_size - 1
         if (room < 0).any():
             raise InputError(
@@ -215,9 +217,9 @@ def pack_tomogram(
                 positions[particle] = places[free.argmax()]
                 break
         else:
-            share = grid.volume().mean()
+            share, placed = grid.volume().mean(), int(positions.any(axis=1).sum())
             raise InputError(
-                f"packing: only {particle} of {num_particles} particles found room ({share:.1%} of the tomogram is "
+                f"packing: only {placed} of {num_particles} particles found room ({share:.1%} of the tomogram is "
                 "occupied); ask for fewer, or for a larger tomogram"
             )
         inside = structure.inside @ rotations[particle].T / np.float32(voxel_size)

@@ -69,11 +69,9 @@ def back_project(
     size_z, size_y, size_x = box
     batch = len(spectra)
     weights = ramp(width, angles_deg).to(spectra.real)
-    # A frequency stands for its opposite too, but for the first and the last.
+    # A frequency stands for its opposite too, but for the first.
     double = torch.full((width // 2 + 1,), 2.0 / width, device=spectra.device)
     double[0] = 1.0 / width
-    if width % 2 == 0:
-        double[-1] = 1.0 / width
     start = image_height // 2 - size_y // 2
     total = torch.zeros(size_z * size_x, batch * size_y, device=spectra.device)
     for tilt, angle in enumerate(angles_deg):
@@ -100,13 +98,18 @@ def _waves(angle_deg: float, plane: tuple[int, int], width: int, like: Tensor) -
 def ramp(width: int, angles_deg: Sequence[float]) -> Tensor:
     """Weight `(T, width // 2 + 1)` of frequency ``k`` of each tilt: ``|k| / width`` times the angle that it stands for.
 
-    At ``k = 0`` it is the mean of the ramp over that frequency's bin, ``1 / (4 width)``.
+    The ramp is the transform of its kernel on the grid, cut to the image's width (Kak & Slaney 1988, eq. 3.61), which is
+    not zero at ``k = 0``. The Nyquist frequency is left out: between pixels its phase is unknown.
     """
     angles = torch.deg2rad(torch.tensor(list(angles_deg), dtype=torch.float64))
     share = torch.gradient(angles)[0] if len(angles) > 1 else torch.full((1,), torch.pi, dtype=torch.float64)
-    frequency = torch.arange(width // 2 + 1, dtype=torch.float64) / width
-    frequency[0] = 1 / (4 * width)
-    return share[:, None] * frequency
+    steps = torch.fft.fftfreq(width, 1 / width, dtype=torch.float64)
+    kernel = torch.where(steps % 2 != 0, -1 / (torch.pi * steps) ** 2, 0.0)
+    kernel[0] = 0.25
+    weights = torch.fft.rfft(kernel).real
+    if width % 2 == 0:
+        weights[-1] = 0.0
+    return share[:, None] * weights
 
 
 def noise_variance(filters: Tensor, angles_deg: Sequence[float], *, width: int) -> Tensor:

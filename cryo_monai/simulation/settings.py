@@ -162,8 +162,19 @@ def read_preset(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "_desc_"}
 
 
-def settings_from(values: Mapping[str, Any], start: SimulationSettings | None = None) -> SimulationSettings:
+def settings_from(
+    values: Mapping[str, Any], start: SimulationSettings | None = None, *, source: str = "simulation"
+) -> SimulationSettings:
     """Make settings of names and values, which may be texts.
+
+    Parameters
+    ----------
+    values : mapping
+        Those that differ from `start`.
+    start : SimulationSettings, optional
+        The defaults, without.
+    source : str
+        Where the values come from, for messages.
 
     Raises
     ------
@@ -176,12 +187,12 @@ def settings_from(values: Mapping[str, Any], start: SimulationSettings | None = 
     for name, value in values.items():
         if name not in kinds:
             near = get_close_matches(name, kinds, n=1)
-            raise InputError(f"simulation: no setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        changed[name] = _converted(name, value, kinds[name])
+            raise InputError(f"{source}: no setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        changed[name] = _converted(name, value, kinds[name], source)
     return replace(start, **changed)
 
 
-def _converted(name: str, value: Any, kind: type) -> Any:
+def _converted(name: str, value: Any, kind: type, source: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[str(value).lower()]
@@ -190,4 +201,4 @@ def _converted(name: str, value: Any, kind: type) -> Any:
         return kind(value)
     except (KeyError, TypeError, ValueError):
         wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
-        raise InputError(f"simulation: {name} {value!r}: give {wanted}") from None
+        raise InputError(f"{source}: {name} {value!r}: give {wanted}") from None

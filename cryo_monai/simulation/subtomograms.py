@@ -119,7 +119,7 @@ class SubtomogramSimulator:
         imaged, focus = self._image(scenes, generators)
         volumes, measured = self._add_up(imaged)
         clean = _centre(scenes, settings.box)
-        taken = _centre(torch.from_numpy(packing.occupied), settings.box).float().mean((1, 2, 3))
+        taken = _centre(torch.from_numpy(packing.occupied), settings.box).mean((1, 2, 3))
         truth = [
             {
                 "number": number,

@@ -184,7 +184,7 @@ def write_references(folder: Path, settings: SimulationSettings, structures: Seq
         target = folder / "structures" / f"{structure.name}.mrc"
         if not target.exists():
             alone = Packing(
-                np.array([[index]]), np.array([[[1.0, 0, 0, 0]]]), np.zeros((1, 1, 3)), np.zeros((1, *box), bool)
+                np.array([[index]]), np.array([[[1.0, 0, 0, 0]]]), np.zeros((1, 1, 3)), np.zeros((1, *box), np.float32)
             )
             density = renderer.render(alone, box)[0].numpy()
             write_mrc(target, density, voxel_size=settings.voxel_size, label=f"{structure.name}: V above ice")
