@@ -218,7 +218,8 @@ def _write_class(
     """Write the volumes of one class that are not there yet, and return the truth of all."""
     journal = Journal(folder / "truth" / f"{name}.jsonl")
     (folder / name).mkdir(exist_ok=True)
-    (folder / "clean" / name).mkdir(parents=True, exist_ok=True)
+    if clean:
+        (folder / "clean" / name).mkdir(parents=True, exist_ok=True)
     voxel_size = simulator.settings.voxel_size
     # Whole batches, so that a resumed call computes what an uninterrupted one would have.
     done = len(journal.entries) // BATCH * BATCH if len(journal.entries) < count else count
