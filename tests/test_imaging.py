@@ -195,6 +195,7 @@ def test_volumes_depend_on_seed_class_and_number_alone(structures: list[Structur
     together = SubtomogramSimulator(structures, settings).simulate(1, range(5))
     alone = SubtomogramSimulator(structures, settings).simulate(1, [3])
     assert torch.allclose(together.volumes[3], alone.volumes[0], atol=1e-3 * float(alone.volumes.std()))
+    assert together.volumes.dtype == torch.float32
     assert {k: v for k, v in together.truth[3].items() if k != "snr_measured"} == {
         k: v for k, v in alone.truth[0].items() if k != "snr_measured"
     }

@@ -104,9 +104,7 @@ def test_dose_symmetric_order_is_hagens() -> None:
     assert max(tilts.doses) == 13.0
 
 
-@pytest.mark.parametrize(
-    ("scheme", "order"), [("bidirectional", [0, 3, 6, -3, -6]), ("continuous", [-6, -3, 0, 3, 6])]
-)
+@pytest.mark.parametrize(("scheme", "order"), [("bidirectional", [0, 3, 6, -3, -6]), ("continuous", [-6, -3, 0, 3, 6])])
 def test_other_orders(scheme: str, order: list[float]) -> None:
     tilts = tilt_scheme(max_tilt_deg=7, tilt_step_deg=3, scheme=scheme, dose_per_tilt=1.0)
     assert [angle for _, angle in sorted(zip(tilts.doses, tilts.angles_deg, strict=True))] == order

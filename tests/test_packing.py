@@ -23,7 +23,8 @@ def one_by_one(structures: list[Structure], packing: Packing, shape: tuple[int, 
     renderer = SceneRenderer(structures)
     masks = []
     for particle in range(packing.members.shape[1]):
-        only = [array[:, particle : particle + 1] for array in (packing.members, packing.quaternions, packing.positions)]
+        arrays = (packing.members, packing.quaternions, packing.positions)
+        only = [array[:, particle : particle + 1] for array in arrays]
         density = renderer.render(Packing(*only, packing.occupied), shape).numpy()
         levels = np.array([structures[kind].level for kind in packing.members[:, particle]])
         masks.append(density >= levels[:, None, None, None])

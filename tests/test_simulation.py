@@ -166,7 +166,8 @@ def test_tomograms_come_with_particles_and_segmentation(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "t" / "tomograms.json").read_text())
     for number, tomogram in enumerate(summary["tomograms"]):
         name = f"tomogram_{number:03d}"
-        volume, clean, labels = (read_mrc(tmp_path / "t" / tomogram[key]) for key in ("tomogram", "clean", "segmentation"))
+        kinds = ("tomogram", "clean", "segmentation")
+        volume, clean, labels = (read_mrc(tmp_path / "t" / tomogram[kind]) for kind in kinds)
         assert volume.data.shape == clean.data.shape == labels.data.shape == (24, 48, 40)
         assert volume.voxel_size == pytest.approx((20.0, 20.0, 20.0))
         # Where particles are said to be: bright in the scene, of their class in the segmentation, dark in the tomogram.

@@ -38,7 +38,9 @@ def moved(model: AtomicModel, matrix: np.ndarray, shift: np.ndarray) -> AtomicMo
     return replace(model, model=atoms)
 
 
-def posed(structure: Structure, quaternion: np.ndarray, position: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def posed(
+    structure: Structure, quaternion: np.ndarray, position: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
     alone = Packing(np.array([[0]]), quaternion[None, None], position[None, None], np.zeros((1, *shape), bool))
     return SceneRenderer([structure]).render(alone, shape)[0].numpy()
 
@@ -214,9 +216,7 @@ def test_bad_structures_get_one_line(
 
 def test_unknown_residues_may_be_taken_as_written(tmp_path: Path) -> None:
     write_protein(tmp_path, "strange.pdb", residue="ZZQ")
-    [structure] = load_structures(
-        [{"source": str(tmp_path / "strange.pdb"), "unknown_residues": "as_written"}], **GRID
-    )
+    [structure] = load_structures([{"source": str(tmp_path / "strange.pdb"), "unknown_residues": "as_written"}], **GRID)
     assert structure.origin["ligands_without_hydrogens"] == ["ZZQ"]
 
 

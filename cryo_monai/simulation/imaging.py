@@ -90,7 +90,7 @@ class TiltSeriesMicroscope:
             # The weights of Grant & Grigorieff (2015, eq. 9) leave the power of the noise as it was.
             weights = self._faded / (self._faded**2).mean(0, keepdim=True).sqrt()
         self._weights = weights.to(torch.float32).to(self.device)
-        self._noise_variance = self._expected_noise_variance(scene)
+        self._noise_variance = self._expected_noise_variance(scene).to(torch.float32)
 
     @property
     def num_tilts(self) -> int:

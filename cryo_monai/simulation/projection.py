@@ -98,8 +98,8 @@ def _waves(angle_deg: float, plane: tuple[int, int], width: int, like: Tensor) -
 def ramp(width: int, angles_deg: Sequence[float]) -> Tensor:
     """Weight `(T, width // 2 + 1)` of frequency ``k`` of each tilt: ``|k| / width`` times the angle that it stands for.
 
-    The ramp is the transform of its kernel on the grid, cut to the image's width (Kak & Slaney 1988, eq. 3.61), which is
-    not zero at ``k = 0``. The Nyquist frequency is left out: between pixels its phase is unknown.
+    The ramp is the transform of its kernel on the grid, cut to the image's width (Kak & Slaney 1988, eq. 3.61), which
+    is not zero at ``k = 0``. The Nyquist frequency is left out: between pixels its phase is unknown.
     """
     angles = torch.deg2rad(torch.tensor(list(angles_deg), dtype=torch.float64))
     share = torch.gradient(angles)[0] if len(angles) > 1 else torch.full((1,), torch.pi, dtype=torch.float64)
@@ -109,7 +109,8 @@ def ramp(width: int, angles_deg: Sequence[float]) -> Tensor:
     weights = torch.fft.rfft(kernel).real
     if width % 2 == 0:
         weights[-1] = 0.0
-    return share[:, None] * weights
+    weighted: Tensor = share[:, None] * weights
+    return weighted
 
 
 def noise_variance(filters: Tensor, angles_deg: Sequence[float], *, width: int) -> Tensor:

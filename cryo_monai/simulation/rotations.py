@@ -35,8 +35,8 @@ def rotation_matrices(quaternions: npt.ArrayLike) -> Array:
 def relion_angles(matrices: Array) -> Array:
     """Angles ``(rot, tilt, psi)`` in degrees, `(n, 3)`, of matrices that act on ``(z, y, x)`` vectors.
 
-    RELION's matrix ``Rz(psi) Ry(tilt) Rz(rot)`` of passive rotations takes the reference to the particle, as ours do; its
-    angles are the intrinsic ZYZ angles, of active rotations, of the inverse.
+    RELION's matrix ``Rz(psi) Ry(tilt) Rz(rot)`` of passive rotations takes the reference to the particle, as ours do;
+    its angles are the intrinsic ZYZ angles, of active rotations, of the inverse.
     """
     from scipy.spatial.transform import Rotation
 

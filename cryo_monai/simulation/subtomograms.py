@@ -90,15 +90,15 @@ class SubtomogramSimulator:
             raise InputError("simulation: neighbour_classes others needs two classes, or structures for neighbours")
         self.box = (settings.box,) * 3
         self.device = torch.device(device)
-        self._renderer = SceneRenderer(self._all, device)
-        self._tilt_series: TiltSeriesMicroscope | None = None
+        self.renderer = SceneRenderer(self._all, device)
+        self.scene = self.box
+        self.microscope: TiltSeriesMicroscope | XulabMicroscope
         if settings.mode == "tilt_series":
             # Neighbours reach out of the box, and are seen through it at high tilts.
             self.scene = (2 * settings.box,) * 3
-            self._tilt_series = TiltSeriesMicroscope(settings, self.scene, self.box, device)
+            self.microscope = TiltSeriesMicroscope(settings, self.scene, self.box, device)
         else:
-            self.scene = self.box
-            self._xulab = XulabMicroscope(settings, self.box, device)
+            self.microscope = XulabMicroscope(settings, self.box, device)
 
     def simulate(self, label: int, numbers: Sequence[int]) -> SimulatedBatch:
         """Simulate some volumes of one class.
@@ -115,8 +115,8 @@ class SubtomogramSimulator:
         class_seed = zlib.crc32(name.encode())
         generators = [np.random.default_rng([settings.seed, class_seed, number]) for number in numbers]
         packing = self.pack(label, generators)
-        scenes = self._renderer.render(packing, self.scene)
-        imaged, focus = self._image(scenes, generators)
+        scenes = self.renderer.render(packing, self.scene)
+        imaged, focus = self.image(scenes, generators)
         volumes, measured = self._add_up(imaged)
         clean = _centre(scenes, settings.box)
         taken = _centre(torch.from_numpy(packing.occupied), settings.box).mean((1, 2, 3))
@@ -158,19 +158,20 @@ class SubtomogramSimulator:
             shape=self.scene,
         )
 
-    def _image(self, scenes: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Imaged, list[float]]:
-        noisy = np.isfinite(self.settings.snr)
-        if self._tilt_series is not None:
-            scope = self._tilt_series
+    def image(self, scenes: Tensor, generators: Sequence[np.random.Generator]) -> tuple[Imaged, list[float]]:
+        """Signal and noise of scenes `(B, z, y, x)` in V, and the defocus of each in µm."""
+        scope = self.microscope
+        if isinstance(scope, TiltSeriesMicroscope):
             exposures = [draw_exposure(self.settings, scope.num_tilts, rng) for rng in generators]
-            white = self._white(scope.noise_shape, generators) if noisy else None
             focus = [round(float(exposure.defocus_um.mean()), 4) for exposure in exposures]
-            return scope.image(scenes, exposures, white), focus
+            return scope.image(scenes, exposures, self._white(scope.noise_shape, generators)), focus
         atoms = scenes * (self.settings.voxel_size**3 / CONTRAST_PER_KDA * ATOMS_PER_KDA)
-        white = self._white(self._xulab.noise_shape, generators) if noisy else None
-        return self._xulab.image(atoms, white), [self.settings.defocus_um] * len(generators)
+        imaged = scope.image(atoms, self._white(scope.noise_shape, generators))
+        return imaged, [self.settings.defocus_um] * len(generators)
 
-    def _white(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator]) -> Tensor:
+    def _white(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator]) -> Tensor | None:
+        if np.isinf(self.settings.snr):
+            return None
         drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])
         return torch.from_numpy(drawn).to(self.device)
 
