@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import fields
 from typing import Any
@@ -89,7 +90,9 @@ def simulate(
             at_start=show if preview else None,
             progress=bar.update,
         )
-    print(f"data set: {target}")
+    means = json.loads(target.read_text())["means"]
+    snr = "none" if means["snr_measured"] is None else f"{means['snr_measured']:.3g}"
+    print(f"data set: {target} (measured SNR {snr}, {means['occupancy']:.1%} of the boxes occupied, on average)")
 
 
 def simulate_tomograms(

@@ -1,5 +1,6 @@
 """What both modes do to scenes: signal, noise, wedge, SNR."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -205,7 +206,8 @@ def test_volumes_depend_on_seed_class_and_number_alone(structures: list[Structur
 
 def test_infinite_snr_is_without_noise(structures: list[Structure]) -> None:
     batch = SubtomogramSimulator(structures, CLEAN).simulate(0, [0])
-    assert batch.truth[0]["snr_measured"] == float("inf")
+    assert batch.truth[0]["snr_measured"] is None
+    assert settings_from(json.loads(json.dumps(CLEAN.as_json(), allow_nan=False))) == CLEAN
     assert float(batch.volumes.std()) == pytest.approx(1, rel=1e-3)
 
 

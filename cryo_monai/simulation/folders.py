@@ -59,7 +59,7 @@ def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
         Naming the settings that differ.
     """
     # A round trip through JSON, so that tuples and lists compare equal.
-    wanted = json.loads(json.dumps(recipe))
+    wanted = json.loads(json.dumps(recipe, allow_nan=False))
     note = folder / RECIPE
     if not note.is_file():
         atomic_write_text(note, json.dumps(wanted, indent=1) + "\n")
@@ -104,7 +104,7 @@ class Journal:
         """Add entries, all or (after a crash) the first of them."""
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("a") as stream:
-            stream.write("".join(json.dumps(entry) + "\n" for entry in entries))
+            stream.write("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
             stream.flush()
             os.fsync(stream.fileno())
         # As they will be read again.
@@ -116,8 +116,8 @@ def listing(content: Mapping[str, Any]) -> str:
     parts = []
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            rows = ",\n  ".join(json.dumps(item) for item in value)
+            rows = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
             parts.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
         else:
-            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+            parts.append(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
     return "{\n" + ",\n".join(parts) + "\n}\n"

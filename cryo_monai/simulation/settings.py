@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,11 @@ class SimulationSettings:
     def low_pass_resolution(self) -> float:
         """Resolution in Å that the structures are filtered to."""
         return self.resolution or 2 * self.voxel_size
+
+    def as_json(self) -> dict[str, Any]:
+        """Names and values for JSON, which knows no infinity: then the SNR is the text "inf". See `settings_from`."""
+        values = asdict(self)
+        return {**values, "snr": self.snr if math.isfinite(self.snr) else "inf"}
 
     def tilt_series(self) -> TiltSeries:
         """Tilts and doses, from the file `tilts` if there is one."""

@@ -34,7 +34,8 @@ class SimulatedBatch:
     clean : Tensor
         `(B, z, y, x)`: the density of target and neighbours in V above ice (bright), before the microscope.
     truth : list of dict
-        For each volume: pose, shift, nominal and measured SNR, defocus, neighbours, occupancy, seed.
+        For each volume: pose, shift, nominal and measured SNR (none without noise), defocus, neighbours, occupancy,
+        seed.
     """
 
     volumes: Tensor
@@ -126,8 +127,8 @@ class SubtomogramSimulator:
                 "seed": [settings.seed, class_seed, number],
                 "quaternion_wzyx": packing.quaternions[row, 0].round(8).tolist(),
                 "shift_voxels_zyx": packing.positions[row, 0].round(6).tolist(),
-                "snr_nominal": settings.snr,
-                "snr_measured": round(float(measured[row]), 6),
+                "snr_nominal": None if measured is None else settings.snr,
+                "snr_measured": None if measured is None else round(float(measured[row]), 6),
                 "defocus_um": focus[row],
                 "occupancy": round(float(taken[row]), 6),
                 "neighbours": self._neighbours_of(packing, row),
@@ -175,8 +176,8 @@ class SubtomogramSimulator:
         drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])
         return torch.from_numpy(drawn).to(self.device)
 
-    def _add_up(self, imaged: Imaged) -> tuple[Tensor, Tensor]:
-        """Volumes, and the SNR that they turned out to have."""
+    def _add_up(self, imaged: Imaged) -> tuple[Tensor, Tensor | None]:
+        """Volumes, and the SNR that they turned out to have, if they have noise."""
         signal, noise = imaged.signal, imaged.noise
         power = signal.var((1, 2, 3), keepdim=True)
         if self.settings.mode == "tilt_series":
@@ -186,7 +187,7 @@ class SubtomogramSimulator:
             if noise is not None:
                 noise = noise / imaged.noise_variance.sqrt()[:, None, None, None]
         if noise is None:
-            return signal, torch.full((len(signal),), torch.inf)
+            return signal, None
         return signal + noise, signal.var((1, 2, 3)) / noise.var((1, 2, 3))
 
     def _neighbours_of(self, packing: Packing, row: int) -> list[dict[str, Any]]:

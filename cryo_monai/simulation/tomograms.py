@@ -20,7 +20,15 @@ from cryo_monai.simulation.rotations import relion_angles, rotation_matrices
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.settings import SimulationSettings
 from cryo_monai.simulation.structures import Structure
-from cryo_monai.simulation.writing import BUILT_IN, CONTRAST, Entries, load_classes, recipe_of, write_references
+from cryo_monai.simulation.writing import (
+    BUILT_IN,
+    CONTRAST,
+    Entries,
+    load_classes,
+    means_of,
+    recipe_of,
+    write_references,
+)
 
 # Separates the random numbers of tomograms from those of subtomograms.
 _STREAM = 7
@@ -106,6 +114,7 @@ def write_tomograms(
             "name": "simulated tomograms",
             "class_names": [s.name for s in classes],
             "contrast": CONTRAST,
+            "means": means_of(journal.entries),
             **recipe,
             "tomograms": [{k: v for k, v in tomogram.items() if k != "particles"} for tomogram in journal.entries],
         }
@@ -135,11 +144,11 @@ def _write_one(
     imaged = microscope.image(density, [exposure], white)
     signal = imaged.signal[0] - imaged.signal.mean()
     signal = signal / signal.std()
-    volume, measured = signal, float("inf")
+    volume, measured = signal, None
     if imaged.noise is not None:
         noise = imaged.noise[0] / imaged.noise_variance[0].sqrt()
         signal = signal * settings.snr**0.5
-        volume, measured = signal + noise, float(signal.var() / noise.var())
+        volume, measured = signal + noise, round(float(signal.var() / noise.var()), 6)
     voxel_size = settings.voxel_size
     segmentation = _segmentation(renderer, packing, classes, size)
     for suffix, data, label in (
@@ -153,8 +162,8 @@ def _write_one(
         "clean": f"{name}_clean.mrc",
         "segmentation": f"{name}_segmentation.mrc",
         "seed": [settings.seed, _STREAM, number],
-        "snr_nominal": settings.snr,
-        "snr_measured": round(measured, 6),
+        "snr_nominal": None if measured is None else settings.snr,
+        "snr_measured": measured,
         "defocus_um": round(float(exposure.defocus_um.mean()), 4),
         "occupancy": round(float(packing.occupied.mean()), 6),
         "particles": _rows(name, packing, classes, size),

@@ -67,7 +67,7 @@ def recipe_of(
     return {
         "kind": kind,
         "simulator": f"cryo-monai {importlib.metadata.version('cryo-monai')}",
-        "settings": asdict(settings),
+        "settings": settings.as_json(),
         "tilts": tilts,
         "structures": [{"name": s.name, **s.origin} for s in structures],
         "neighbours_from": [{"name": s.name, **s.origin} for s in neighbours] or "the classes",
@@ -159,12 +159,22 @@ def write_dataset(
             "class_names": names,
             "contrast": CONTRAST,
             "missing_wedge": "wedge_mask.mrc: 1 where measured, zero frequency at voxel n // 2 of each axis",
+            "means": means_of(items),
             **recipe,
             **lists,
         }
         target = folder / "dataset.json"
         atomic_write_text(target, listing(content))
     return target
+
+
+def means_of(items: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean of what was measured in volumes or tomograms."""
+    means: dict[str, float | None] = {}
+    for name in ("snr_measured", "occupancy"):
+        values = [item[name] for item in items if item[name] is not None]
+        means[name] = round(float(np.mean(values)), 6) if values else None
+    return means
 
 
 def _item(name: str, label: int, voxel_size: float, clean: bool, truth: Mapping[str, Any]) -> dict[str, Any]:
