@@ -7,7 +7,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from cryo_monai.command_line import Verb, Verbs, late_bar, parameters_of, refuse_unknown, run, split_list
+from cryo_monai.command_line import Verb, Verbs, late_bar, parameters_of, refuse_unknown, run, split_list, split_numbers
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
 
@@ -82,7 +82,7 @@ def simulate(
             num_per_class=count,
             structures=entries,
             neighbours=others,
-            split=[float(part) for part in split_list(split)],
+            split=split_numbers("split", split, float),
             clean=clean,
             device=device,
             assembly=assembly,
@@ -123,14 +123,10 @@ def simulate_tomograms(
     """
     from tqdm.auto import tqdm
 
-    from cryo_monai.errors import InputError
     from cryo_monai.simulation import BUILT_IN, write_tomograms
 
     chosen, preset = _simulation_settings(simulate_tomograms, config, settings)
-    try:
-        depth, height, width = (int(part) for part in split_list(size))
-    except ValueError:
-        raise InputError(f"--size {size}: give three numbers of voxels, z,y,x") from None
+    depth, height, width = split_numbers("size", size, int)
     with tqdm(total=num_tomograms, unit="tomogram", desc="simulating") as bar:
         target = write_tomograms(
             output_dir,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import fire
 import fire.decorators
@@ -19,6 +19,9 @@ Verb = Callable[..., None]
 Verbs = Mapping[str, "Verb | Mapping[str, Verb]"]
 
 
+Number = TypeVar("Number", int, float)
+
+
 class UsageError(Exception):
     """A command line that does not fit its verb."""
 
@@ -26,6 +29,22 @@ class UsageError(Exception):
 def split_list(text: str) -> list[str]:
     """Split a comma-separated argument."""
     return [part for part in text.split(",") if part]
+
+
+def split_numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """Split a comma-separated argument into three numbers.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        numbers = tuple(kind(part) for part in split_list(text))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise UsageError(f"--{name} {text}: give three numbers, separated by commas")
+    return numbers
 
 
 def parameters_of(verb: Verb) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,23 @@ def test_density_comes_out_dark_and_the_wedge_is_empty(structures: list[Structur
     middle = (radius > 0.12) & (radius < 0.3)
     ratio = power / clean
     assert np.median(ratio[inside & middle]) < 0.02 * np.median(ratio[outside & middle])
+
+
+def test_the_wedge_of_uneven_tilts_is_where_the_mask_says(structures: list[Structure], tmp_path: Path) -> None:
+    tilts = tmp_path / "a.tlt"
+    tilts.write_text("\n".join(str(angle) for angle in range(-30, 61, 3)))
+    batch = SubtomogramSimulator(structures, replace(CLEAN, tilts=str(tilts))).simulate(1, range(4))
+    power = np.abs(np.fft.rfftn(batch.volumes.numpy(), axes=(1, 2, 3))).mean(0) ** 2
+    axes = np.meshgrid(np.fft.fftfreq(32), np.fft.fftfreq(32), np.fft.rfftfreq(32), indexing="ij")
+    radius = np.linalg.norm(np.stack(axes), axis=0)
+    middle = (radius > 0.12) & (radius < 0.3)
+    angle = np.rad2deg(np.arctan2(axes[0], axes[2]))
+    mask = missing_wedge_mask((32, 32, 32), min_tilt_deg=-30, max_tilt_deg=60).numpy() == 1
+    well_inside = mask & (angle > -20) & (angle < 50)
+    well_outside = ~mask & ((angle < -45) | (angle > 75))
+    assert np.median(power[well_outside & middle]) < 0.05 * np.median(power[well_inside & middle])
+    mirrored = (angle < -35) & (angle > -50)  # missing, though its opposite tilt was taken
+    assert np.median(power[mirrored & middle]) < 0.2 * np.median(power[well_inside & middle])
 
 
 def test_the_true_pose_reproduces_the_volume(structures: list[Structure]) -> None:

@@ -37,5 +37,6 @@ def test_simulate_tomograms_from_the_command_line(tmp_path: Path, monkeypatch: p
     assert main(["simulate_tomograms", "t", *small]) == 0
     assert (tmp_path / "t" / "particles.star").is_file()
     assert (tmp_path / "t" / "tomogram_000_segmentation.mrc").is_file()
-    assert main(["simulate_tomograms", "u", "--size=16,32"]) == 1
+    assert main(["simulate_tomograms", "u", "--size=16,32"]) == 2
+    assert main(["simulate", "u", "--split=a,b,c"]) == 2
     assert main(["simulate_tomograms", "u", "--sizes=16,32,32"]) == 2

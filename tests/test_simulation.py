@@ -144,6 +144,13 @@ def test_other_settings_foreign_folders_and_two_runs_at_once_are_refused(tmp_pat
     with pytest.raises(InputError, match="neither a file"):
         write(tmp_path / "e", structures=["ribosome"])
     assert not (tmp_path / "e").exists()
+    with pytest.raises(InputError, match="three positive fractions"):
+        write(tmp_path / "e", split=(0.6, 0.4, 0.0))
+    with pytest.raises(InputError, match="no such file of tilt angles"):
+        write(tmp_path / "e", settings_from({"tilts": "none.tlt"}, SETTINGS))
+    with pytest.raises(InputError, match="device toaster"):
+        write(tmp_path / "e", device="toaster")
+    assert not (tmp_path / "e").exists()
     (tmp_path / "f").touch()
     with pytest.raises(InputError, match="not a folder"):
         write(tmp_path / "f")

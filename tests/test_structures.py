@@ -182,6 +182,8 @@ def test_entries_are_names_files_and_mappings(tmp_path: Path) -> None:
         ([{"name": "x"}], "a source is missing"),
         ([{"source": "o_440kda", "colour": 1}], "unknown colour"),
         (["o_440kda", "o_440kda"], "two are called o_440kda"),
+        ([{"source": "o_440kda", "name": "clean"}], "'clean' cannot name a folder"),
+        ([{"source": "o_440kda", "name": "../x"}], "'../x' cannot name a folder"),
         (["notes.txt"], "neither an atomic model nor a density map"),
         (["empty.pdb"], "without atoms"),
         (["water.pdb"], "nothing but water"),

@@ -43,7 +43,7 @@ class AtomicModel:
     mass_kda : float
         Of all residues but water, hydrogens included.
     model : gemmi.Model
-        Occupancies account for hydrogens that are not in the file; the origin is the centre of mass.
+        Occupancies, 1 otherwise, account for hydrogens that are not in the file; the origin is the centre of mass.
     as_written : tuple of str
         Ligands that are not in the table of residues: no hydrogens were added to them.
     """
@@ -124,7 +124,12 @@ def _build_assembly(structure: Any, name: str, path: str) -> str:
         return "asu (the file names no assembly)"
     if name not in names:
         raise InputError(f"{path}: no assembly {name!r}; there are {', '.join(names)}, and asu")
-    structure.transform_to_assembly(name, gemmi.HowToNameCopiedChain.AddNumber)
+    try:
+        structure.transform_to_assembly(name, gemmi.HowToNameCopiedChain.AddNumber)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: assembly {name} cannot be built ({error}); --assembly asu takes it as it is"
+        ) from error
     return name
 
 
@@ -143,13 +148,15 @@ def _account_for_hydrogens(model: Any, path: str, *, refuse: bool) -> tuple[floa
             if bad is not None:
                 raise InputError(f"{path}: atom {bad.name} of residue {residue} in chain {chain.name} has no element")
             known = gemmi.find_tabulated_residue(residue.name)
-            mass += sum(atom.element.weight * atom.occ for atom in residue)
+            for atom in residue:
+                atom.occ = 1.0  # of a particle in ice nothing is half there
+            mass += sum(atom.element.weight for atom in residue)
             if not known.found():
                 unknown.setdefault(residue.name, residue.entity_type)
                 continue
             if any(atom.is_hydrogen() for atom in residue) or len(residue) == 1:
                 continue
-            heavy = sum(atom.element.c4322.calculate_sf(0.0) * atom.occ for atom in residue)
+            heavy = sum(atom.element.c4322.calculate_sf(0.0) for atom in residue)
             # Two hydrogens go with the water that a peptide or phosphate bond sets free.
             count = max(known.hydrogen_count - (2 if residue.entity_type == gemmi.EntityType.Polymer else 0), 0)
             factor = 1 + count * HYDROGEN_LENGTH / heavy if heavy > 0 else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,8 @@ from cryo_monai.simulation.atoms import MODEL_SUFFIXES, is_model_file
 from cryo_monai.simulation.protein_bank import fetch_entry, is_pdb_id
 from cryo_monai.simulation.structures import Structure, structure_of_assembly, structure_of_map, structure_of_model
 
+# Folders of a data set beside those of the classes.
+_RESERVED = ("clean", "structures", "truth")
 _KEYS = ("name", "source", "assembly", "unknown_residues", "contour", "mass_kda", "invert", "voxel_size")
 
 
@@ -63,6 +66,11 @@ def load_structures(
             wrong = f"unknown {', '.join(unknown)}" if unknown else "a source is missing"
             raise InputError(f"structures: {entry}: {wrong}; an entry may have {', '.join(_KEYS)}")
         structure = _load(options, voxel_size, resolution, assembly, structure_dir)
+        if not re.fullmatch(r"\w[\w.+-]*", structure.name) or structure.name in _RESERVED:
+            raise InputError(
+                f"structures: {structure.name!r} cannot name a folder of a class (letters, digits, . _ + -, and not "
+                f"{', '.join(_RESERVED)}); give the entry a name"
+            )
         if structure.name in {other.name for other in loaded}:
             raise InputError(f"structures: two are called {structure.name}; give one a name of its own")
         loaded.append(structure)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cryo_monai.errors import InputError
 from cryo_monai.simulation.packing import Packing
 from cryo_monai.simulation.rotations import rotation_matrices
 from cryo_monai.simulation.structures import OVERSAMPLING, Structure
@@ -26,10 +27,19 @@ class SceneRenderer:
         What packings refer to.
     device : str or torch.device
         Where scenes are made.
+
+    Raises
+    ------
+    InputError
+        When the device is not there.
     """
 
     def __init__(self, structures: Sequence[Structure], device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {device}: {str(error).splitlines()[0]}") from error
         self._densities = [_sharpened(s.density).to(self.device) for s in structures]
 
     def render(self, packing: Packing, shape: tuple[int, int, int], *, only_targets: bool = False) -> Tensor:

@@ -87,6 +87,7 @@ def write_tomograms(
             f"tomograms: {num_tomograms} of {size} voxels with {num_particles} particles; give positive numbers, "
             "and three even edges of 16 or more"
         )
+    settings.tilt_series()  # a bad file of tilts is to be known before anything is computed
     folder = Path(output_dir)
     with claimed(folder):
         classes, _ = load_classes(settings, structures, assembly=assembly, structure_dir=structure_dir)

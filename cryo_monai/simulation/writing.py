@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import cryo_monai
 from cryo_monai.datalists import stratified_split
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
@@ -66,7 +66,7 @@ def recipe_of(
     tilts = asdict(settings.tilt_series()) if settings.mode == "tilt_series" else None
     return {
         "kind": kind,
-        "simulator": f"cryo-monai {importlib.metadata.version('cryo-monai')}",
+        "simulator": f"cryo-monai {cryo_monai.__version__}",
         "settings": settings.as_json(),
         "tilts": tilts,
         "structures": [{"name": s.name, **s.origin} for s in structures],
@@ -131,6 +131,9 @@ def write_dataset(
     """
     if num_per_class < 3:
         raise InputError(f"num_per_class: {num_per_class} is too few for training, validation and test")
+    if len(split) != 3 or min(split) <= 0:
+        raise InputError(f"split: {list(split)} must be three positive fractions")
+    settings.tilt_series()  # a bad file of tilts is to be known before anything is computed
     folder = Path(output_dir)
     with claimed(folder):
         classes, others = load_classes(settings, structures, neighbours, assembly=assembly, structure_dir=structure_dir)
