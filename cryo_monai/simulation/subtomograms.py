@@ -90,8 +90,8 @@ class SubtomogramSimulator:
         if settings.neighbours and not all(self._pools):
             raise InputError("simulation: neighbour_classes others needs two classes, or structures for neighbours")
         self.box = (settings.box,) * 3
-        self.device = torch.device(device)
         self.renderer = SceneRenderer(self._all, device)
+        self.device = self.renderer.device
         self.scene = self.box
         self.microscope: TiltSeriesMicroscope | XulabMicroscope
         if settings.mode == "tilt_series":
