@@ -23,7 +23,14 @@ from matplotlib.figure import Figure
 from report import machine, write_results
 
 from cryo_monai.previews import write_preview
-from cryo_monai.simulation import SimulationSettings, Structure, SubtomogramSimulator, load_structures
+from cryo_monai.simulation import (
+    SimulationSettings,
+    Structure,
+    SubtomogramSimulator,
+    load_structures,
+    read_preset,
+    settings_from,
+)
 from cryo_monai.simulation.imaging import TiltSeriesMicroscope, draw_exposure
 from cryo_monai.simulation.microscope import contrast_transfer, missing_wedge_mask
 from cryo_monai.simulation.packing import Packing
@@ -246,6 +253,32 @@ def radial_power(models: str, maps: str, axis: Axes, count: int) -> dict[str, An
     return found
 
 
+def xulab_statistics(models: str) -> dict[str, Any]:
+    """Statistics of volumes as configs/simulation/paper.json makes them, of the ten models of shared_ten.json."""
+    folder = Path(__file__).resolve().parent.parent / "configs" / "simulation"
+    preset = read_preset(folder / "paper.json")
+    preset = {key: value for key, value in preset.items() if key not in ("structures", "num_per_class")}
+    settings = settings_from(preset)
+    entries = read_preset(folder / "shared_ten.json")["structures"]
+    structures = load_structures(
+        entries, voxel_size=VOXEL, resolution=settings.low_pass_resolution, structure_dir=models or None
+    )
+    simulator = SubtomogramSimulator(structures, settings)
+    batches = [simulator.simulate(label, range(16)) for label in range(len(structures))]
+    volumes = torch.cat([batch.volumes for batch in batches]).numpy()
+    deviations = volumes.std(axis=(1, 2, 3))
+    power = np.mean([shell_means(np.abs(np.fft.fftn(volume)) ** 2) for volume in volumes], axis=0)
+    mask = full_mask(missing_wedge_mask((BOX,) * 3, max_tilt_deg=settings.max_tilt_deg).numpy(), BOX)
+    ratios = [truth["snr_measured"] / settings.snr for batch in batches for truth in batch.truth]
+    return {
+        "volumes": len(volumes),
+        "standard_deviation_5_50_95_percent": np.percentile(deviations, [5, 50, 95]).round(2).tolist(),
+        "measured_over_nominal_snr": round(float(np.mean(ratios)), 3),
+        "wedge_fraction_kept": round(float(mask.mean()), 4),
+        "relative_power_of_shells_1_to_16": [float(f"{p:.2g}") for p in power[1:] / power[1:].max()],
+    }
+
+
 def main(models: str = "", maps: str = "", count: int = 200, output: str = "") -> None:
     """Measure everything, and write numbers and pictures."""
     structures = load_structures(["3j9i", "1aon"], voxel_size=VOXEL, resolution=2 * VOXEL, structure_dir=models or None)
@@ -255,6 +288,7 @@ def main(models: str = "", maps: str = "", count: int = 200, output: str = "") -
     result["reconstruction_fsc"] = reconstruction(structures, axes[0, 0])
     result["anisotropy"] = anisotropy(structures, axes[0, 1])
     result["transfer_zeros"] = transfer_zeros(axes[0, 2])
+    result["xulab"] = xulab_statistics(models)
     result["averages"] = averages(structures, (axes[1, 0], axes[1, 1]), count)
     if maps:
         result["radial_power"] = radial_power(models, maps, axes[1, 2], count)
