@@ -143,7 +143,7 @@ def main(
     seconds: dict[str, list[float]] = {"loop": [], "bare": [], "plain_monai": []}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        write_dataset(data, SimulationSettings(), num_per_class=max(12, batch_size))
+        write_dataset(data, SimulationSettings(neighbours=0), num_per_class=max(12, batch_size), clean=False)
         workflow = load_workflow(
             ROOT / "bundles" / "subtomogram_classification",
             "train",

@@ -170,23 +170,6 @@ ASSEMBLIES: tuple[Assembly, ...] = (
 )
 
 
-def assemblies_by_name(names: tuple[str, ...] | None = None) -> tuple[Assembly, ...]:
-    """Return the built-in assemblies of these names, or all.
-
-    Raises
-    ------
-    InputError
-        Naming the known ones when a name is unknown.
-    """
-    if names is None:
-        return ASSEMBLIES
-    known = {assembly.name: assembly for assembly in ASSEMBLIES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(f"classes: unknown {', '.join(unknown)}; built in are {', '.join(known)}")
-    return tuple(known[name] for name in names)
-
-
 def render_density(
     centres: Tensor, masses: Tensor, *, box: tuple[int, int, int], voxel_size: float, resolution: float
 ) -> Tensor:

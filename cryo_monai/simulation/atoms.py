@@ -14,7 +14,7 @@ from cryo_monai.errors import InputError
 
 Array = npt.NDArray[np.float32]
 
-# h^2 / (2 pi m_e e): potential in V of a scattering density in 1/Å^2 (Kirkland 2010, eq. 5.13).
+# h^2 / (2 pi m_e e): potential in V of a scattering density in 1/Å^2 (Kirkland 2010, chapter 5).
 VOLT_PER_DENSITY = 47.878
 # Electron scattering length of hydrogen at zero angle, in Å (International Tables C, table 4.3.2.2).
 HYDROGEN_LENGTH = 0.529

@@ -87,7 +87,7 @@ class TiltSeriesMicroscope:
         self._faded = dose_damage(self._squared, doses, voltage_kv=settings.voltage_kv)
         weights = torch.ones_like(self._faded)
         if settings.dose_weighting:
-            # The weights of Grant & Grigorieff (2015, eq. 9) leave the power of the noise as it was.
+            # Normalised as by Grant & Grigorieff (2015): the power of the noise stays as it was.
             weights = self._faded / (self._faded**2).mean(0, keepdim=True).sqrt()
         self._weights = weights.to(torch.float32).to(self.device)
         self._noise_variance = self._expected_noise_variance(scene).to(torch.float32)

@@ -70,7 +70,7 @@ def contrast_transfer(
 
 
 def dose_damage(squared: Tensor, dose: Tensor, *, voltage_kv: float = 300.0) -> Tensor:
-    """Fraction of an amplitude that is left after a dose (Grant & Grigorieff 2015, eqs. 2 and 3).
+    """Fraction of an amplitude that is left after a dose (Grant & Grigorieff 2015).
 
     ``exp(-N / (2 Ne))`` with the critical dose ``Ne = 0.24499 s^-1.6649 + 2.8141`` at 300 kV and 0.8 times that at
     200 kV and below; in between, linear.

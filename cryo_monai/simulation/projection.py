@@ -98,7 +98,7 @@ def _waves(angle_deg: float, plane: tuple[int, int], width: int, like: Tensor) -
 def ramp(width: int, angles_deg: Sequence[float]) -> Tensor:
     """Weight `(T, width // 2 + 1)` of frequency ``k`` of each tilt: ``|k| / width`` times the angle that it stands for.
 
-    The ramp is the transform of its kernel on the grid, cut to the image's width (Kak & Slaney 1988, eq. 3.61), which
+    The ramp is the transform of its kernel on the grid, cut to the image's width (Kak & Slaney 1988, chapter 3), which
     is not zero at ``k = 0``. The Nyquist frequency is left out: between pixels its phase is unknown.
     """
     angles = torch.deg2rad(torch.tensor(list(angles_deg), dtype=torch.float64))
