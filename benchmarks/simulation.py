@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from report import machine, write_results
 
-from cryo_monai.simulation import BUILT_IN, SimulationSettings, SubtomogramSimulator, load_structures, read_preset
+from cryo_monai.simulation import (
+    BUILT_IN,
+    SimulationSettings,
+    StructureEntry,
+    SubtomogramSimulator,
+    load_structures,
+    read_preset,
+)
 from cryo_monai.simulation.writing import BATCH
 
 PRESET = Path(__file__).resolve().parent.parent / "configs" / "simulation" / "shared_ten.json"
@@ -89,9 +96,9 @@ def peak_mb(mode: str, volumes: int) -> int:
 def main(models: str = "", device: str = "", batches: int = 20, memory: bool = True, output: str = "") -> None:
     """Run the benchmark and write its JSON."""
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    entries = read_preset(PRESET)["structures"] if models else BUILT_IN
+    entries = read_preset(PRESET).structures if models else BUILT_IN
     result: dict[str, Any] = {"machine": machine(target), "settings": {"box": 32, "neighbours": 4, "batch": BATCH}}
-    result["settings"]["structures"] = list(entries)
+    result["settings"]["structures"] = [StructureEntry.of(entry).source for entry in entries]
     rates: dict[str, float] = {}
     for mode in ("xulab", "tilt_series"):
         settings = SimulationSettings(mode=mode)

@@ -29,7 +29,6 @@ from cryo_monai.simulation import (
     SubtomogramSimulator,
     load_structures,
     read_preset,
-    settings_from,
 )
 from cryo_monai.simulation.imaging import TiltSeriesMicroscope, draw_exposure
 from cryo_monai.simulation.microscope import contrast_transfer, missing_wedge_mask
@@ -256,10 +255,8 @@ def radial_power(models: str, maps: str, axis: Axes, count: int) -> dict[str, An
 def xulab_statistics(models: str) -> dict[str, Any]:
     """Statistics of volumes as configs/simulation/paper.json makes them, of the ten models of shared_ten.json."""
     folder = Path(__file__).resolve().parent.parent / "configs" / "simulation"
-    preset = read_preset(folder / "paper.json")
-    preset = {key: value for key, value in preset.items() if key not in ("structures", "num_per_class")}
-    settings = settings_from(preset)
-    entries = read_preset(folder / "shared_ten.json")["structures"]
+    settings = read_preset(folder / "paper.json").settings
+    entries = read_preset(folder / "shared_ten.json").structures
     structures = load_structures(
         entries, voxel_size=VOXEL, resolution=settings.low_pass_resolution, structure_dir=models or None
     )

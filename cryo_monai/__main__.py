@@ -5,21 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING
 
-from cryo_monai.command_line import Verb, Verbs, late_bar, parameters_of, refuse_unknown, run, split_list, split_numbers
+from cryo_monai.command_line import (
+    Verb,
+    Verbs,
+    counted,
+    late_bar,
+    parameters_of,
+    refuse_unknown,
+    run,
+    split_list,
+    split_numbers,
+)
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
+if TYPE_CHECKING:
+    from cryo_monai.simulation import Preset, SimulationSettings, SubtomogramSimulator
 
-def _simulation_settings(verb: Verb, config: str, flags: dict[str, str]) -> tuple[Any, dict[str, Any]]:
-    """Make settings of a preset and of flags; return them and what else the preset says."""
-    from cryo_monai.simulation import SimulationSettings, read_preset, settings_from
+
+def _simulation(verb: Verb, config: str, flags: dict[str, str]) -> tuple[SimulationSettings, Preset]:
+    """Make settings of a preset and of flags; return them and the preset."""
+    from cryo_monai.simulation import Preset, SimulationSettings, read_preset, settings_from
 
     refuse_unknown(flags, [*parameters_of(verb), *(field.name for field in fields(SimulationSettings))])
-    preset = read_preset(config) if config else {}
-    keys = ("structures", "neighbours_from", "num_per_class")
-    others: dict[str, Any] = {key: preset.pop(key) for key in keys if key in preset}
-    return settings_from(flags, settings_from(preset, source=config)), others
+    preset = read_preset(config) if config else Preset()
+    return settings_from(flags, preset.settings), preset
 
 
 def simulate(
@@ -45,8 +56,8 @@ def simulate(
         config: a preset, such as configs/simulation/paper.json; flags go before what it says.
         num_per_class: volumes per class; 500 by default.
         structures: the classes, comma-separated: mmCIF, PDB or MRC files, PDB ids (fetched once), or names of built-in
-            assemblies; by default all ten of these: c2_64kda, c2_84kda, c7_400kda, d2_140kda, d3_290kda, d3_310kda,
-            d4_540kda, d7_300kda, o_440kda, t_200kda.
+            assemblies; by default all ten, which are c2_64kda, c2_84kda, c7_400kda, d2_140kda, d3_290kda, d3_310kda,
+            d4_540kda, d7_300kda, o_440kda and t_200kda.
         structure_dir: where files of structures are, those of PDB ids too.
         neighbours_from: what neighbours are drawn from, as structures; by default the classes.
         assembly: biological assembly of atomic models, or asu.
@@ -61,34 +72,31 @@ def simulate(
             --amplitude_contrast 0.07, --phase_shift_deg 0, --defocus_um 4, --defocus_spread_um 1, --defocus_tilt_um
             0.05, --ctf_correction phase_flip or none, --alignment_error 2 (Å).
     """
-    from tqdm.auto import tqdm
-
     from cryo_monai.previews import write_preview
-    from cryo_monai.simulation import BUILT_IN, SubtomogramSimulator, write_dataset
+    from cryo_monai.simulation import BUILT_IN, write_dataset
 
-    chosen, preset = _simulation_settings(simulate, config, settings)
-    entries = split_list(structures) or preset.get("structures", BUILT_IN)
-    others = split_list(neighbours_from) or preset.get("neighbours_from", [])
-    count = num_per_class or int(preset.get("num_per_class", 500))
+    chosen, preset = _simulation(simulate, config, settings)
+    entries = split_list(structures) or preset.structures or BUILT_IN
+    count = num_per_class or preset.num_per_class
 
     def show(simulator: SubtomogramSimulator) -> None:
         write_preview(simulator, f"{output_dir}/preview.png")
-        bar.write(f"preview: {output_dir}/preview.png")
+        print(f"preview: {output_dir}/preview.png")
 
-    with tqdm(total=count * len(entries), unit="volume", desc="simulating") as bar:
+    with late_bar(desc="simulating", unit="volume") as bar:
         target = write_dataset(
             output_dir,
             chosen,
             num_per_class=count,
             structures=entries,
-            neighbours=others,
+            neighbours=split_list(neighbours_from) or preset.neighbours_from,
             split=split_numbers("split", split, float),
             clean=clean,
             device=device,
             assembly=assembly,
             structure_dir=structure_dir or None,
             at_start=show if preview else None,
-            progress=bar.update,
+            progress=counted(bar, count * len(entries)),
         )
     means = json.loads(target.read_text())["means"]
     snr = "none" if means["snr_measured"] is None else f"{means['snr_measured']:.3g}"
@@ -119,26 +127,24 @@ def simulate_tomograms(
         structure_dir: as in simulate.
         assembly: as in simulate.
         device: cpu or cuda.
-        settings: as in simulate; the SNR is over the whole tomogram.
+        settings: as in simulate; the SNR is over the whole tomogram, and box, neighbours and shift play no part.
     """
-    from tqdm.auto import tqdm
-
     from cryo_monai.simulation import BUILT_IN, write_tomograms
 
-    chosen, preset = _simulation_settings(simulate_tomograms, config, settings)
+    chosen, preset = _simulation(simulate_tomograms, config, settings)
     depth, height, width = split_numbers("size", size, int)
-    with tqdm(total=num_tomograms, unit="tomogram", desc="simulating") as bar:
+    with late_bar(desc="simulating", unit="tomogram") as bar:
         target = write_tomograms(
             output_dir,
             chosen,
             num_tomograms=num_tomograms,
             size=(depth, height, width),
             num_particles=num_particles,
-            structures=split_list(structures) or preset.get("structures", BUILT_IN),
+            structures=split_list(structures) or preset.structures or BUILT_IN,
             assembly=assembly,
             structure_dir=structure_dir or None,
             device=device,
-            progress=bar.update,
+            progress=counted(bar, num_tomograms),
         )
     print(f"particles: {target}")
 

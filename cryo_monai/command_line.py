@@ -177,3 +177,15 @@ def late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
     finally:
         for bar in bars:
             bar.close()
+
+
+def counted(show: Callable[[int, int | None], None], total: int) -> Callable[[int], None]:
+    """Turn a function that shows what is done into one that is told of every step."""
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        show(done, total)
+
+    return advance

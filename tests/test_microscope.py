@@ -152,7 +152,10 @@ def test_tilts_and_doses_of_an_mdoc_file_are_in_the_order_of_their_times(tmp_pat
     ("name", "text", "reason"),
     [
         ("a.tlt", "0\nthree\n", "a.tlt: line 2: 'three' is not a tilt angle"),
-        ("a.tlt", "0\n0\n", "2 tilt angles, 1 different"),
+        ("a.tlt", "0\n0\n3\n", "the tilt angle 0 occurs 2 times"),
+        ("a.tlt", "0\n", "1 tilt angles; two or more are needed"),
+        ("a.tlt", "nan\n3\n", "a.tlt: line 1: 'nan' is not a tilt angle"),
+        ("A.MDOC", "hello", "A.MDOC: not a readable mdoc file"),
         ("a.tlt", "0\n120\n", "a tilt of 120 degrees"),
         ("a.mdoc", "hello", "a.mdoc: not a readable mdoc file"),
         ("a.mdoc", "[ZValue = 0]\nDefocus = 1\n", "a.mdoc:"),

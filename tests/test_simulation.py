@@ -18,7 +18,7 @@ from cryo_monai.simulation.packing import Packing
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.tomograms import _rows
 
-SETTINGS = SimulationSettings(box=12, voxel_size=25, max_shift=1.0, tilt_step_deg=15, neighbours=2)
+SETTINGS = SimulationSettings(box=12, voxel_size=25, resolution=50, max_shift=1.0, tilt_step_deg=15, neighbours=2)
 TWO = ("c2_64kda", "t_200kda")
 PRESETS = Path(__file__).parents[1] / "configs" / "simulation"
 
@@ -144,11 +144,13 @@ def test_other_settings_foreign_folders_and_two_runs_at_once_are_refused(tmp_pat
     with pytest.raises(InputError, match="neither a file"):
         write(tmp_path / "e", structures=["ribosome"])
     assert not (tmp_path / "e").exists()
+    with pytest.raises(InputError, match="/nope: no such folder of structures"):
+        write(tmp_path / "e", structure_dir="/nope")
     with pytest.raises(InputError, match="three positive fractions"):
         write(tmp_path / "e", split=(0.6, 0.4, 0.0))
-    with pytest.raises(InputError, match="no such file of tilt angles"):
+    with pytest.raises(InputError, match="no such file; give a file of tilt angles"):
         write(tmp_path / "e", settings_from({"tilts": "none.tlt"}, SETTINGS))
-    with pytest.raises(InputError, match="device toaster"):
+    with pytest.raises(InputError, match="device toaster: give cpu or cuda"):
         write(tmp_path / "e", device="toaster")
     assert not (tmp_path / "e").exists()
     (tmp_path / "f").touch()
@@ -229,34 +231,78 @@ def test_particle_lists_say_where_and_how_particles_are() -> None:
 @pytest.mark.parametrize("name", ["paper", "offline", "shared_ten"])
 def test_presets_are_valid(name: str) -> None:
     preset = read_preset(PRESETS / f"{name}.json")
-    assert len(set(preset.pop("structures"))) == 10
-    assert preset.pop("num_per_class") == 500
-    settings = settings_from(preset)
+    assert len({entry.source for entry in preset.structures}) == 10
+    assert preset.num_per_class == 500
+    settings = preset.settings
     assert (settings.box, settings.voxel_size, settings.neighbours) == (32, 10.0, 4)
     if name != "shared_ten":
         assert (settings.mode, settings.snr, settings.max_shift, settings.max_tilt_deg) == ("xulab", 0.03, 8.0, 60.0)
     assert "cryo-monai simulate" in json.loads((PRESETS / f"{name}.json").read_text())["_desc_"]
 
 
-def test_bad_presets_get_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not a readable preset"),
+        ("[1]", "a preset is a JSON object"),
+        ('{"structures": "3gl1,1aew"}', "structures: give a list"),
+        ('{"structures": null}', "structures: give a list"),
+        ('{"structures": {"source": "3gl1"}}', "structures: give a list"),
+        ('{"neighbours_from": []}', "neighbours_from: give a list"),
+        ('{"structures": [3]}', "structures: 3 is neither a name nor an object"),
+        ('{"structures": [{"source": "a.mrc", "contour": "high"}]}', "a.mrc: contour 'high': give a number"),
+        ('{"structures": [{"source": "a.mrc", "mass_kda": -5}]}', "mass_kda -5: give a number above 0"),
+        ('{"structures": [{"source": "a.mrc", "voxel_size": "7.84"}]}', "give a number above 0"),
+        ('{"structures": [{"source": "a.mrc", "invert": "no"}]}', "invert 'no': give true or false"),
+        ('{"structures": [{"source": "a.mrc", "name": 5}]}', "name 5: give a text"),
+        ('{"num_per_class": 3.5}', "num_per_class 3.5: give a whole number"),
+        ('{"num_per_class": "many"}', "num_per_class 'many': give a whole number"),
+        ('{"SNR": 0.1}', "no setting SNR; did you mean snr?"),
+        ('{"box": [32]}', "box [32]: give a whole number"),
+        ('{"box": 33}', "box=33 (must be even, 8 or more)"),
+        ('{"snr": null}', "snr None: give a number"),
+    ],
+)
+def test_bad_presets_get_one_line_that_names_them(tmp_path: Path, text: str, reason: str) -> None:
     file = tmp_path / "p.json"
-    for text, reason in (("{", "not a readable preset"), ("[1]", "a preset is a JSON object")):
-        file.write_text(text)
-        with pytest.raises(InputError, match=reason):
-            read_preset(file)
-    with pytest.raises(InputError, match="not a readable preset"):
-        read_preset(tmp_path / "none.json")
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_preset(file)
+    assert str(file) in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_preset_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"nowhere.json: not a readable preset"):
+        read_preset("nowhere.json")
+
+
+def test_files_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    (tmp_path / "a" / "c2_64kda" / "00003.mrc").unlink()
+    (tmp_path / "a" / "clean" / "t_200kda" / "00017.mrc").unlink()
+    (tmp_path / "a" / "wedge_mask.mrc").unlink()
+    write(tmp_path / "a")
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_tomogram_too_full_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found room"):
+        tomograms(tmp_path / "t", num_particles=500)
+    assert not (tmp_path / "t").exists()
+    tomograms(tmp_path / "t", num_tomograms=1)
+    assert read_mrc(tmp_path / "t" / "wedge_mask.mrc").data.shape == (24, 48, 40)
 
 
 def test_the_ten_shared_models_simulate(shared_data: Path, tmp_path: Path) -> None:
     preset = read_preset(PRESETS / "shared_ten.json")
-    structures = preset.pop("structures")
-    preset.pop("num_per_class")
     target = write_dataset(
         tmp_path / "a",
-        settings_from(preset),
+        preset.settings,
         num_per_class=3,
-        structures=structures,
+        structures=preset.structures,
         structure_dir=shared_data / "pdb",
     )
     content = json.loads(target.read_text())

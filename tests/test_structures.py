@@ -191,7 +191,8 @@ def test_entries_are_names_files_and_mappings(tmp_path: Path) -> None:
         (["element.pdb"], "element.pdb: atom"),
         (["binary.cif"], "binary.cif: not a readable atomic model"),
         (["unknown_voxel.mrc"], "unknown_voxel.mrc: a map without a voxel size"),
-        (["flat.mrc"], "flat.mrc: nothing is above the contour"),
+        (["flat.mrc"], "flat.mrc: all values of the map are 0"),
+        ([{"source": "unknown_voxel.mrc", "voxel_size": 5.0, "contour": 9.0}], "nothing is above the contour 9"),
         (["oblong.mrc"], "are not cubes"),
     ],
 )

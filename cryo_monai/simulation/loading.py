@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,71 @@ from cryo_monai.simulation.structures import Structure, structure_of_assembly, s
 
 # Folders of a data set beside those of the classes.
 _RESERVED = ("clean", "structures", "truth")
-_KEYS = ("name", "source", "assembly", "unknown_residues", "contour", "mass_kda", "invert", "voxel_size")
+
+
+@dataclass(frozen=True)
+class StructureEntry:
+    """A structure as a user names it.
+
+    Attributes
+    ----------
+    source : str
+        A file (mmCIF, PDB, MRC map), an id of the Protein Data Bank, or the name of a built-in assembly.
+    name : str or None
+        Class name; that of the file or assembly by default.
+    assembly : str or None
+        Of atomic models; see `read_model`.
+    unknown_residues : str
+        Of atomic models; see `read_model`.
+    contour, mass_kda, voxel_size : float or None
+        Of maps; see `structure_of_map`.
+    invert : bool
+        Of maps; see `structure_of_map`.
+    """
+
+    source: str
+    name: str | None = None
+    assembly: str | None = None
+    unknown_residues: str = "refuse"
+    contour: float | None = None
+    mass_kda: float | None = None
+    voxel_size: float | None = None
+    invert: bool = False
+
+    @classmethod
+    def of(cls, entry: str | Mapping[str, Any] | StructureEntry, *, where: str = "structures") -> StructureEntry:
+        """Make an entry of a name, or of a mapping as in JSON.
+
+        Raises
+        ------
+        InputError
+            For unknown keys and values of the wrong kind.
+        """
+        if isinstance(entry, StructureEntry):
+            return entry
+        values: Any = {"source": entry} if isinstance(entry, str) else entry
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise InputError(f"{where}: {entry!r} is neither a name nor an object with a source")
+        unknown = sorted(set(values) - set(known))
+        if unknown or "source" not in values:
+            wrong = f"unknown {', '.join(unknown)}" if unknown else "a source is missing"
+            raise InputError(f"{where}: {dict(values)}: {wrong}; an entry may have {', '.join(known)}")
+        for key, value in values.items():
+            if key in ("contour", "mass_kda", "voxel_size"):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                right, wanted = number and (key == "contour" or value > 0), "a number" + " above 0" * (key != "contour")
+            elif key == "invert":
+                right, wanted = isinstance(value, bool), "true or false"
+            else:
+                right, wanted = isinstance(value, str), "a text"
+            if not right:
+                raise InputError(f"{where}: {values['source']}: {key} {value!r}: give {wanted}")
+        return cls(**values)
 
 
 def load_structures(
-    entries: Sequence[str | Mapping[str, Any]],
+    entries: Sequence[str | Mapping[str, Any] | StructureEntry],
     *,
     voxel_size: float,
     resolution: float,
@@ -33,10 +95,8 @@ def load_structures(
 
     Parameters
     ----------
-    entries : sequence of str or mapping
-        Each a file (mmCIF, PDB, MRC map), an id of the Protein Data Bank, or the name of a built-in assembly; or a
-        mapping with ``source`` and options: ``name``, ``assembly``, ``unknown_residues`` (see `read_model`), and for
-        maps ``contour``, ``mass_kda``, ``voxel_size`` and ``invert`` (see `structure_of_map`).
+    entries : sequence of str, mapping or StructureEntry
+        Each a source, or a mapping with the keys of `StructureEntry`.
     voxel_size : float
         Å, of the simulation.
     resolution : float
@@ -59,13 +119,10 @@ def load_structures(
     if not entries:
         raise InputError("structures: none were given")
     loaded: list[Structure] = []
+    if structure_dir is not None and not Path(structure_dir).is_dir():
+        raise InputError(f"{structure_dir}: no such folder of structures")
     for entry in entries:
-        options = {"source": entry} if isinstance(entry, str) else dict(entry)
-        unknown = sorted(set(options) - set(_KEYS))
-        if unknown or "source" not in options:
-            wrong = f"unknown {', '.join(unknown)}" if unknown else "a source is missing"
-            raise InputError(f"structures: {entry}: {wrong}; an entry may have {', '.join(_KEYS)}")
-        structure = _load(options, voxel_size, resolution, assembly, structure_dir)
+        structure = _load(StructureEntry.of(entry), voxel_size, resolution, assembly, structure_dir)
         if not re.fullmatch(r"\w[\w.+-]*", structure.name) or structure.name in _RESERVED:
             raise InputError(
                 f"structures: {structure.name!r} cannot name a folder of a class (letters, digits, . _ + -, and not "
@@ -78,18 +135,16 @@ def load_structures(
 
 
 def _load(
-    options: dict[str, Any],
+    entry: StructureEntry,
     voxel_size: float,
     resolution: float,
     assembly: str,
     structure_dir: str | os.PathLike[str] | None,
 ) -> Structure:
-    source = str(options["source"])
+    source = entry.source
     built_in = {a.name: a for a in ASSEMBLIES}
     if source in built_in:
-        return structure_of_assembly(
-            built_in[source], voxel_size=voxel_size, resolution=resolution, name=options.get("name")
-        )
+        return structure_of_assembly(built_in[source], voxel_size=voxel_size, resolution=resolution, name=entry.name)
     path = _find_file(source, structure_dir)
     if path is None and is_pdb_id(source):
         path = fetch_entry(source)
@@ -102,9 +157,9 @@ def _load(
             path,
             voxel_size=voxel_size,
             resolution=resolution,
-            assembly=str(options.get("assembly", assembly)),
-            unknown_residues=options.get("unknown_residues", "refuse"),
-            name=options.get("name"),
+            assembly=entry.assembly or assembly,
+            unknown_residues=entry.unknown_residues,
+            name=entry.name,
         )
     if not path.name.lower().endswith(MRC_SUFFIXES):
         known = ", ".join((*MODEL_SUFFIXES, *MRC_SUFFIXES))
@@ -113,11 +168,11 @@ def _load(
         path,
         voxel_size=voxel_size,
         resolution=resolution,
-        contour=options.get("contour"),
-        mass_kda=options.get("mass_kda"),
-        map_voxel_size=options.get("voxel_size"),
-        invert=bool(options.get("invert", False)),
-        name=options.get("name"),
+        contour=entry.contour,
+        mass_kda=entry.mass_kda,
+        map_voxel_size=entry.voxel_size,
+        invert=entry.invert,
+        name=entry.name,
     )
 
 

@@ -39,7 +39,9 @@ class SceneRenderer:
             self.device = torch.device(device)
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            unknown = reason.startswith("Expected one of")
+            raise InputError(f"device {device}: {'give cpu or cuda' if unknown else reason}") from error
         self._densities = [_sharpened(s.density).to(self.device) for s in structures]
 
     def render(self, packing: Packing, shape: tuple[int, int, int], *, only_targets: bool = False) -> Tensor:

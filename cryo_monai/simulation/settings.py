@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from cryo_monai.errors import InputError
@@ -103,29 +100,32 @@ class SimulationSettings:
             if getattr(self, name) not in known:
                 raise InputError(f"simulation: {name} {getattr(self, name)!r} is none of {', '.join(known)}")
         rules = {
-            "box": self.box >= 8 and self.box % 2 == 0,
-            "voxel_size": self.voxel_size > 0,
-            "resolution": self.resolution >= 0,
-            "snr": self.snr > 0,
-            "seed": self.seed >= 0,
-            "neighbours": 0 <= self.neighbours <= 64,
-            "max_shift": 0 <= self.max_shift <= self.box / 4,
-            "max_tilt_deg": 0 < self.max_tilt_deg <= 90,
-            "tilt_step_deg": 0 < self.tilt_step_deg <= self.max_tilt_deg,
-            "dose_per_tilt": self.dose_per_tilt >= 0,
-            "voltage_kv": 50 <= self.voltage_kv <= 1000,
-            "spherical_aberration_mm": self.spherical_aberration_mm >= 0,
-            "amplitude_contrast": 0 <= self.amplitude_contrast <= 1,
-            "defocus_um": self.defocus_um > 0,
-            "defocus_spread_um": 0 <= self.defocus_spread_um < self.defocus_um,
-            "defocus_tilt_um": self.defocus_tilt_um >= 0,
-            "alignment_error": self.alignment_error >= 0,
-            "envelope": self.envelope > 0,
+            "box": (self.box >= 8 and self.box % 2 == 0, "even, 8 or more"),
+            "voxel_size": (self.voxel_size > 0, "above 0"),
+            "resolution": (self.resolution >= 0, "0 or more"),
+            "snr": (self.snr > 0, "above 0, or inf"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "neighbours": (0 <= self.neighbours <= 64, "0 to 64"),
+            "max_shift": (0 <= self.max_shift <= self.box / 4, "0 to a quarter of the box"),
+            "max_tilt_deg": (0 < self.max_tilt_deg <= 90, "above 0, at most 90"),
+            "tilt_step_deg": (0 < self.tilt_step_deg <= self.max_tilt_deg, "above 0, at most max_tilt_deg"),
+            "dose_per_tilt": (self.dose_per_tilt >= 0, "0 or more"),
+            "voltage_kv": (50 <= self.voltage_kv <= 1000, "50 to 1000"),
+            "spherical_aberration_mm": (self.spherical_aberration_mm >= 0, "0 or more"),
+            "amplitude_contrast": (0 <= self.amplitude_contrast <= 1, "0 to 1"),
+            "defocus_um": (self.defocus_um > 0, "above 0"),
+            "defocus_spread_um": (0 <= self.defocus_spread_um < self.defocus_um, "0 or more, below defocus_um"),
+            "defocus_tilt_um": (self.defocus_tilt_um >= 0, "0 or more"),
+            "alignment_error": (self.alignment_error >= 0, "0 or more"),
+            "envelope": (self.envelope > 0, "above 0"),
         }
-        numbers = (getattr(self, name) for name in rules if name != "snr")
-        broken = [f"{name}={getattr(self, name)}" for name, kept in rules.items() if not kept]
-        if broken or not all(math.isfinite(number) for number in numbers):
-            raise InputError(f"simulation: impossible {', '.join(broken) or 'value that is not finite'}")
+        broken = [
+            f"{name}={getattr(self, name)} (must be {rule})"
+            for name, (kept, rule) in rules.items()
+            if not kept or (name != "snr" and not math.isfinite(getattr(self, name)))
+        ]
+        if broken:
+            raise InputError(f"simulation: impossible {', '.join(broken)}")
 
     @property
     def low_pass_resolution(self) -> float:
@@ -133,9 +133,12 @@ class SimulationSettings:
         return self.resolution or 2 * self.voxel_size
 
     def as_json(self) -> dict[str, Any]:
-        """Names and values for JSON, which knows no infinity: then the SNR is the text "inf". See `settings_from`."""
-        values = asdict(self)
-        return {**values, "snr": self.snr if math.isfinite(self.snr) else "inf"}
+        """Names and values for JSON, which knows no infinity: then the SNR is the text "inf". See `settings_from`.
+
+        The resolution is the one that was used, also where 0 stands for it.
+        """
+        snr = self.snr if math.isfinite(self.snr) else "inf"
+        return {**asdict(self), "snr": snr, "resolution": self.low_pass_resolution}
 
     def tilt_series(self) -> TiltSeries:
         """Tilts and doses, from the file `tilts` if there is one."""
@@ -147,24 +150,6 @@ class SimulationSettings:
             scheme=self.tilt_scheme,
             dose_per_tilt=self.dose_per_tilt,
         )
-
-
-def read_preset(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a preset of ``configs/simulation``: a JSON object of settings, ``structures`` and ``num_per_class``.
-
-    Raises
-    ------
-    InputError
-        Naming the file, when it cannot be read or is no JSON object.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: not a readable preset ({reason})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a preset is a JSON object")
-    return {key: value for key, value in content.items() if key != "_desc_"}
 
 
 def settings_from(
@@ -191,7 +176,7 @@ def settings_from(
     changed: dict[str, Any] = {}
     for name, value in values.items():
         if name not in kinds:
-            near = get_close_matches(name, kinds, n=1)
+            near = get_close_matches(name.lower(), kinds, n=1)
             raise InputError(f"{source}: no setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
         changed[name] = _converted(name, value, kinds[name], source)
     return replace(start, **changed)

@@ -130,8 +130,8 @@ def structure_of_map(
     voxel_size, resolution : float
         Å, of the simulation.
     contour : float, optional
-        Level of the particle's surface; by default three standard deviations above the mean, which is what many
-        entries of the EMDB recommend, roughly.
+        Level of the particle's surface, in the inverted map if it is inverted; by default three standard deviations
+        above the mean, which is what many entries of the EMDB recommend, roughly.
     mass_kda : float, optional
         By default that of protein filling the contour.
     map_voxel_size : float, optional
@@ -151,7 +151,10 @@ def structure_of_map(
     volume = read_mrc(path, permissive=True)
     if map_voxel_size is None:
         if volume.voxel_size is None:
-            raise InputError(f"{path}: a map without a voxel size; give the entry a voxel_size (Å)")
+            raise InputError(
+                f"{path}: a map without a voxel size; write it into the header, or name it in a preset as "
+                '{"source": ..., "voxel_size": Å}'
+            )
         if max(volume.voxel_size) > 1.01 * min(volume.voxel_size):
             raise InputError(f"{path}: voxels of {volume.voxel_size} Å are not cubes")
         map_voxel_size = float(np.mean(volume.voxel_size))
@@ -160,7 +163,9 @@ def structure_of_map(
         raise InputError(f"{path}: the map holds values that are not finite")
     level = float(data.mean() + 3 * data.std()) if contour is None else float(contour)
     inside = data > level
-    if not inside.any() or data.std() == 0:
+    if data.std() == 0:
+        raise InputError(f"{path}: all values of the map are {data.flat[0]:g}")
+    if not inside.any():
         raise InputError(f"{path}: nothing is above the contour {level:g}; give another contour, or invert")
     mass = mass_kda or float(inside.sum()) * map_voxel_size**3 / ANGSTROM3_PER_KDA
     soft = ndimage.gaussian_filter(ndimage.binary_dilation(inside, iterations=2).astype(np.float32), 1.0)
@@ -181,6 +186,7 @@ def structure_of_map(
         "file": Path(path).name,
         "sha256": sha256_of(path),
         "contour": level,
+        "inverted": invert,
         "map_voxel_size": map_voxel_size,
     }
     stem = Path(path).name.split(".")[0]

@@ -79,8 +79,8 @@ def read_tilts(path: str | os.PathLike[str], *, scheme: str, dose_per_tilt: floa
     Parameters
     ----------
     path : path
-        ``.mdoc`` of SerialEM (angles, doses and times of exposure), or ``.tlt``, ``.rawtlt`` or ``.txt`` with one
-        angle per line.
+        ``.mdoc`` of SerialEM (``TiltAngle``, ``ExposureDose``, and the order of ``DateTime``, or else of the
+        sections), or ``.tlt``, ``.rawtlt`` or ``.txt`` with one angle per line.
     scheme : str
         Order of exposure where the file does not tell.
     dose_per_tilt : float
@@ -93,14 +93,17 @@ def read_tilts(path: str | os.PathLike[str], *, scheme: str, dose_per_tilt: floa
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file of tilt angles")
+        raise InputError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a file of tilt angles")
     angles, exposure, order = (
-        _read_mdoc(path, dose_per_tilt) if path.suffix == ".mdoc" else (*_read_angles(path, dose_per_tilt), None)
+        _read_mdoc(path, dose_per_tilt)
+        if path.suffix.lower() == ".mdoc"
+        else (*_read_angles(path, dose_per_tilt), None)
     )
-    if len(angles) < 2 or len(np.unique(angles)) < len(angles):
-        raise InputError(
-            f"{path}: {len(angles)} tilt angles, {len(np.unique(angles))} different; two or more are needed"
-        )
+    if len(angles) < 2:
+        raise InputError(f"{path}: {len(angles)} tilt angles; two or more are needed")
+    values, counts = np.unique(angles, return_counts=True)
+    if counts.max() > 1:
+        raise InputError(f"{path}: the tilt angle {values[counts.argmax()]:g} occurs {counts.max()} times")
     if np.abs(angles).max() > 90:
         raise InputError(f"{path}: a tilt of {angles[np.abs(angles).argmax()]:g} degrees; at most 90 are possible")
     if order is None:
@@ -117,6 +120,8 @@ def _read_angles(path: Path, dose_per_tilt: float) -> tuple[np.ndarray, np.ndarr
             continue
         try:
             angles.append(float(line.split()[0]))
+            if not np.isfinite(angles[-1]):
+                raise ValueError
         except ValueError:
             raise InputError(f"{path}: line {number}: {line.strip()[:40]!r} is not a tilt angle") from None
     return np.array(angles), np.full(len(angles), dose_per_tilt)
@@ -129,7 +134,7 @@ def _read_mdoc(path: Path, dose_per_tilt: float) -> tuple[np.ndarray, np.ndarray
         table = mdocfile.read(path)
         angles = table["TiltAngle"].to_numpy(dtype=float)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        reason = "no TiltAngle" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        reason = "no TiltAngle" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable mdoc file of a tilt series ({reason})") from error
     if not np.isfinite(angles).all():
         raise InputError(f"{path}: a section without TiltAngle")

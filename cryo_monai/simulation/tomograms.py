@@ -97,8 +97,10 @@ def write_tomograms(
             "size": list(size),
             "num_particles": num_particles,
         }
+        # Whether so many find room is known before anything is written.
+        _pack(settings, 0, classes, num_particles, size)
         note_recipe(folder, recipe)
-        write_references(folder, settings, classes)
+        write_references(folder, settings, classes, size)
         journal = Journal(folder / "truth" / "tomograms.jsonl")
         if progress and journal.entries:
             progress(len(journal.entries))
@@ -123,6 +125,18 @@ def write_tomograms(
     return target
 
 
+def _pack(
+    settings: SimulationSettings,
+    number: int,
+    classes: Sequence[Structure],
+    num_particles: int,
+    size: tuple[int, int, int],
+) -> tuple[Packing, np.random.Generator]:
+    """Pack a tomogram; the generator goes on from there."""
+    rng = np.random.default_rng([settings.seed, _STREAM, number])
+    return pack_tomogram(classes, num_particles, rng, voxel_size=settings.voxel_size, shape=size), rng
+
+
 def _write_one(
     folder: Path,
     number: int,
@@ -133,9 +147,8 @@ def _write_one(
     microscope: TiltSeriesMicroscope,
 ) -> dict[str, Any]:
     name = f"tomogram_{number:03d}"
-    rng = np.random.default_rng([settings.seed, _STREAM, number])
     size = microscope.box
-    packing = pack_tomogram(classes, num_particles, rng, voxel_size=settings.voxel_size, shape=size)
+    packing, rng = _pack(settings, number, classes, num_particles, size)
     density = renderer.render(packing, size)
     exposure = draw_exposure(settings, microscope.num_tilts, rng)
     white = None

@@ -18,15 +18,15 @@ from cryo_monai.files import atomic_write_text
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.assemblies import ASSEMBLIES
 from cryo_monai.simulation.folders import Journal, claimed, listing, note_recipe
-from cryo_monai.simulation.loading import load_structures
+from cryo_monai.simulation.loading import StructureEntry, load_structures
 from cryo_monai.simulation.microscope import missing_wedge_mask
 from cryo_monai.simulation.packing import Packing
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.settings import SimulationSettings
 from cryo_monai.simulation.structures import Structure
-from cryo_monai.simulation.subtomograms import SubtomogramSimulator
+from cryo_monai.simulation.subtomograms import SimulatedBatch, SubtomogramSimulator
 
-Entries = Sequence[str | Mapping[str, Any]]
+Entries = Sequence[str | Mapping[str, Any] | StructureEntry]
 BUILT_IN: tuple[str, ...] = tuple(assembly.name for assembly in ASSEMBLIES)
 CONTRAST = "density is dark (negative); files in clean/ and structures/ are in V above ice, bright"
 # Volumes that are computed at once. It is part of what decides the last bits.
@@ -188,8 +188,13 @@ def _item(name: str, label: int, voxel_size: float, clean: bool, truth: Mapping[
     return {**item, **truth}
 
 
-def write_references(folder: Path, settings: SimulationSettings, structures: Sequence[Structure]) -> None:
-    """Write the structures in a box of the data's size, unrotated, and the wedge mask."""
+def write_references(
+    folder: Path,
+    settings: SimulationSettings,
+    structures: Sequence[Structure],
+    volume: tuple[int, int, int] | None = None,
+) -> None:
+    """Write the structures, unrotated in the box of the settings, and the wedge mask, of that box or of a volume."""
     (folder / "structures").mkdir(exist_ok=True)
     renderer = SceneRenderer(structures)
     box = (settings.box,) * 3
@@ -207,7 +212,8 @@ def write_references(folder: Path, settings: SimulationSettings, structures: Seq
         if settings.mode == "tilt_series":
             angles = settings.tilt_series().angles_deg
             lowest, highest = angles[0], angles[-1]
-        full = full_mask(missing_wedge_mask(box, min_tilt_deg=lowest, max_tilt_deg=highest).numpy(), settings.box)
+        size = volume or box
+        full = full_mask(missing_wedge_mask(size, min_tilt_deg=lowest, max_tilt_deg=highest).numpy(), size[2])
         write_mrc(mask, full, voxel_size=settings.voxel_size, label="Fourier space: 1 where measured")
 
 
@@ -233,20 +239,22 @@ def _write_class(
     (folder / name).mkdir(exist_ok=True)
     if clean:
         (folder / "clean" / name).mkdir(parents=True, exist_ok=True)
-    voxel_size = simulator.settings.voxel_size
-    # Whole batches, so that a resumed call computes what an uninterrupted one would have.
-    done = len(journal.entries) // BATCH * BATCH if len(journal.entries) < count else count
-    if progress and done:
-        progress(done)
-    for start in range(done, count, BATCH):
+    for start in range(0, count, BATCH):
+        # Whole batches, so that a resumed call computes what an uninterrupted one would have.
         numbers = range(start, min(start + BATCH, count))
-        batch = simulator.simulate(label, numbers)
-        for number, volume, scene in zip(numbers, batch.volumes.cpu().numpy(), batch.clean.cpu().numpy(), strict=True):
-            file = f"{name}/{number:05d}.mrc"
-            write_mrc(folder / file, volume, voxel_size=voxel_size, label="simulated by cryo-monai: density is dark")
-            if clean:
-                write_mrc(folder / "clean" / file, scene, voxel_size=voxel_size, label="V above ice: density is bright")
-        journal.append([t for t in batch.truth if t["number"] >= len(journal.entries)])
+        files = [f"{name}/{number:05d}.mrc" for number in numbers]
+        wanted = [folder / file for file in files] + [folder / "clean" / file for file in files if clean]
+        if numbers[-1] >= len(journal.entries) or not all(file.is_file() for file in wanted):
+            batch = simulator.simulate(label, numbers)
+            _write_batch(folder, files, batch, simulator.settings.voxel_size, clean)
+            journal.append([truth for truth in batch.truth if truth["number"] >= len(journal.entries)])
         if progress:
             progress(len(numbers))
     return journal.entries
+
+
+def _write_batch(folder: Path, files: Sequence[str], batch: SimulatedBatch, voxel_size: float, clean: bool) -> None:
+    for file, volume, scene in zip(files, batch.volumes.cpu().numpy(), batch.clean.cpu().numpy(), strict=True):
+        write_mrc(folder / file, volume, voxel_size=voxel_size, label="simulated by cryo-monai: density is dark")
+        if clean:
+            write_mrc(folder / "clean" / file, scene, voxel_size=voxel_size, label="V above ice: density is bright")
