@@ -70,7 +70,7 @@ def simulate(
             --tilt_step_deg 3, --tilt_scheme dose_symmetric, bidirectional or continuous, --tilts FILE (.tlt, .mdoc),
             --dose_per_tilt 3, --dose_weighting True, --voltage_kv 300, --spherical_aberration_mm 2.7,
             --amplitude_contrast 0.07, --phase_shift_deg 0, --defocus_um 4, --defocus_spread_um 1, --defocus_tilt_um
-            0.05, --ctf_correction phase_flip or none, --alignment_error 2 (Å).
+            0.05, --ctf_correction phase_flip or none, --alignment_error 2 (Å); in mode xulab --envelope 0.4.
     """
     from cryo_monai.previews import write_preview
     from cryo_monai.simulation import BUILT_IN, write_dataset
