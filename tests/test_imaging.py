@@ -111,6 +111,8 @@ def test_the_true_pose_reproduces_the_volume(structures: list[Structure]) -> Non
         (names.index(n["class_name"]), n["quaternion_wzyx"], n["position_voxels_zyx"]) for n in truth["neighbours"]
     ]
     kinds, quaternions, positions = (np.array(column)[None] for column in zip(*particles, strict=True))
+    solid = (batch.clean[0] > structures[2].level).float().mean()
+    assert truth["occupancy"] == pytest.approx(float(solid), rel=0.25)
     scene = SceneRenderer(structures).render(Packing(kinds, quaternions, positions, np.zeros(0)), (32, 32, 32))
     assert torch.allclose(scene[0], batch.clean[0], atol=2e-3 * float(scene.max()))
 
@@ -205,7 +207,30 @@ def test_xulab_volumes_have_the_statistics_of_that_family() -> None:
     spectrum = np.abs(np.fft.rfftn(volumes, axes=(1, 2, 3))).mean(0)
     wedge = missing_wedge_mask((32, 32, 32), max_tilt_deg=60).numpy()
     assert spectrum[wedge == 0].max() < 1e-3 * spectrum.max()  # a hard wedge
-    assert np.mean([t["snr_measured"] for b in batches for t in b.truth]) == pytest.approx(0.03, rel=0.6)
+    assert np.mean([t["snr_measured"] for b in batches for t in b.truth]) == pytest.approx(0.03, rel=0.2)
+
+
+def test_noise_has_its_variance_with_and_without_dose_weights(structures: list[Structure]) -> None:
+    signals = []
+    for weighting in (True, False):
+        settings = SimulationSettings(snr=0.1, tilt_step_deg=6.0, dose_per_tilt=6.0, dose_weighting=weighting)
+        batch = SubtomogramSimulator(structures, settings).simulate(0, range(12))
+        assert np.mean([truth["snr_measured"] for truth in batch.truth]) == pytest.approx(0.1, rel=0.03)
+        clean = SubtomogramSimulator(structures, replace(settings, snr=float("inf"))).simulate(0, range(12)).volumes
+        power = np.mean([shells(np.abs(np.fft.fftn(v.numpy())) ** 2) for v in clean], axis=0)
+        signals.append(power[10:14].mean() / power[2:5].mean())
+    # At equal noise, weights that favour images which still hold a frequency raise its signal.
+    assert signals[0] > 1.1 * signals[1]
+
+
+def test_exposures_are_drawn_as_the_settings_say() -> None:
+    settings = SimulationSettings(defocus_um=4.0, defocus_spread_um=1.0, defocus_tilt_um=0.05, alignment_error=3.0)
+    drawn = [draw_exposure(settings, 41, np.random.default_rng(number)) for number in range(400)]
+    means = np.array([exposure.defocus_um.mean() for exposure in drawn])
+    assert 2.9 < means.min() < 3.1
+    assert 4.9 < means.max() < 5.1
+    assert np.mean([exposure.defocus_um.std() for exposure in drawn]) == pytest.approx(0.05, rel=0.05)
+    assert np.std([exposure.shifts for exposure in drawn]) == pytest.approx(3.0, rel=0.02)
 
 
 @pytest.mark.parametrize("mode", ["tilt_series", "xulab"])

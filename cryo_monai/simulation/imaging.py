@@ -38,6 +38,29 @@ class Imaged:
     noise_variance: Tensor
 
 
+def add_up(imaged: Imaged, *, snr: float | None) -> tuple[Tensor, Tensor | None]:
+    """Volumes `(B, z, y, x)` of signal and noise, and the SNR `(B,)` that they turned out to have, if they have noise.
+
+    Parameters
+    ----------
+    imaged : Imaged
+        Signal and noise.
+    snr : float or None
+        The noise is brought to variance 1 on average, and the signal, less its mean, to this variance (to 1 without
+        noise), so that mean and variance of a volume say nothing of its class. None: both are added as they are.
+    """
+    signal, noise = imaged.signal, imaged.noise
+    if snr is not None:
+        centred = signal - signal.mean((1, 2, 3), keepdim=True)
+        power = centred.var((1, 2, 3), keepdim=True)
+        signal = centred * ((1.0 if noise is None else snr) / power).sqrt()
+        if noise is not None:
+            noise = noise / imaged.noise_variance.sqrt()[:, None, None, None]
+    if noise is None:
+        return signal, None
+    return signal + noise, signal.var((1, 2, 3)) / noise.var((1, 2, 3))
+
+
 @dataclass(frozen=True)
 class Exposure:
     """What chance decides about one tilt series: see `draw_exposure`."""

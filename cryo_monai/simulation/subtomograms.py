@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from cryo_monai.errors import InputError
-from cryo_monai.simulation.imaging import Imaged, TiltSeriesMicroscope, XulabMicroscope, draw_exposure
+from cryo_monai.simulation.imaging import Imaged, TiltSeriesMicroscope, XulabMicroscope, add_up, draw_exposure
 from cryo_monai.simulation.packing import Packing, pack_around
 from cryo_monai.simulation.rotations import random_quaternions
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.settings import SimulationSettings
 from cryo_monai.simulation.structures import CONTRAST_PER_KDA, Structure
 
-# Protein has one atom that is not hydrogen per 13.9 Da (1bxn: 36,288 in 516 kDa less hydrogens' share; 3hhb: 13.9).
+# Scale of densities in mode xulab: roughly the atoms per kDa that are not hydrogen (68.3 to 70.6 in the ten models of
+# configs/simulation/shared_ten.json), chosen so that volumes have the standard deviations of that family.
 ATOMS_PER_KDA = 72.0
 
 
@@ -118,7 +119,8 @@ class SubtomogramSimulator:
         packing = self.pack(label, generators)
         scenes = self.renderer.render(packing, self.scene)
         imaged, focus = self.image(scenes, generators)
-        volumes, measured = self._add_up(imaged)
+        # Mode xulab has scaled its noise to the signal already.
+        volumes, measured = add_up(imaged, snr=settings.snr if settings.mode == "tilt_series" else None)
         clean = _centre(scenes, settings.box)
         taken = _centre(torch.from_numpy(packing.occupied), settings.box).mean((1, 2, 3))
         truth = [
@@ -175,20 +177,6 @@ class SubtomogramSimulator:
             return None
         drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators])
         return torch.from_numpy(drawn).to(self.device)
-
-    def _add_up(self, imaged: Imaged) -> tuple[Tensor, Tensor | None]:
-        """Volumes, and the SNR that they turned out to have, if they have noise."""
-        signal, noise = imaged.signal, imaged.noise
-        power = signal.var((1, 2, 3), keepdim=True)
-        if self.settings.mode == "tilt_series":
-            # Noise of variance 1 on average: mean and variance of a volume say nothing of its class.
-            scale = (self.settings.snr if noise is not None else 1.0) / power
-            signal = (signal - signal.mean((1, 2, 3), keepdim=True)) * scale.sqrt()
-            if noise is not None:
-                noise = noise / imaged.noise_variance.sqrt()[:, None, None, None]
-        if noise is None:
-            return signal, None
-        return signal + noise, signal.var((1, 2, 3)) / noise.var((1, 2, 3))
 
     def _neighbours_of(self, packing: Packing, row: int) -> list[dict[str, Any]]:
         return [

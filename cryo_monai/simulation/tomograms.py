@@ -14,7 +14,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.folders import Journal, claimed, listing, note_recipe
-from cryo_monai.simulation.imaging import TiltSeriesMicroscope, draw_exposure
+from cryo_monai.simulation.imaging import TiltSeriesMicroscope, add_up, draw_exposure
 from cryo_monai.simulation.packing import Packing, pack_tomogram
 from cryo_monai.simulation.rotations import relion_angles, rotation_matrices
 from cryo_monai.simulation.scenes import SceneRenderer
@@ -156,17 +156,12 @@ def _write_one(
         drawn = rng.standard_normal((1, *microscope.noise_shape), dtype=np.float32)
         white = torch.from_numpy(drawn).to(microscope.device)
     imaged = microscope.image(density, [exposure], white)
-    signal = imaged.signal[0] - imaged.signal.mean()
-    signal = signal / signal.std()
-    volume, measured = signal, None
-    if imaged.noise is not None:
-        noise = imaged.noise[0] / imaged.noise_variance[0].sqrt()
-        signal = signal * settings.snr**0.5
-        volume, measured = signal + noise, round(float(signal.var() / noise.var()), 6)
+    volumes, ratios = add_up(imaged, snr=settings.snr)
+    measured = None if ratios is None else round(float(ratios[0]), 6)
     voxel_size = settings.voxel_size
     segmentation = _segmentation(renderer, packing, classes, size)
     for suffix, data, label in (
-        ("", volume.cpu().numpy(), "simulated by cryo-monai: density is dark"),
+        ("", volumes[0].cpu().numpy(), "simulated by cryo-monai: density is dark"),
         ("_clean", density[0].cpu().numpy(), "V above ice: density is bright"),
         ("_segmentation", segmentation, "0 or class label + 1"),
     ):
