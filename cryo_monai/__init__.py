@@ -22,7 +22,7 @@ _HOME = {
     "History": "history",
     "InputError": "errors",
     "LoadVolumed": "volumes",
-    "MRCReader": "mrc",
+    "MRCReader": "mrc_reader",
     "MedMNISTEvaluator": "metrics",
     "PredictionWriter": "handlers",
     "Progress": "handlers",

@@ -2,151 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from cryo_monai.command_line import (
-    Verb,
+    UsageError,
     Verbs,
-    counted,
     late_bar,
-    parameters_of,
-    refuse_unknown,
     run,
     split_list,
-    split_numbers,
 )
+from cryo_monai.particle_verbs import classify_tomograms, extract
+from cryo_monai.pick_verbs import keep, label, pick, score
+from cryo_monai.simulation_verbs import simulate, simulate_tomograms
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
-
-if TYPE_CHECKING:
-    from cryo_monai.simulation import Preset, SimulationSettings, SubtomogramSimulator
-
-
-def _simulation(verb: Verb, config: str, flags: dict[str, str]) -> tuple[SimulationSettings, Preset]:
-    """Make settings of a preset and of flags; return them and the preset."""
-    from cryo_monai.simulation import Preset, SimulationSettings, read_preset, settings_from
-
-    refuse_unknown(flags, [*parameters_of(verb), *(field.name for field in fields(SimulationSettings))])
-    preset = read_preset(config) if config else Preset()
-    return settings_from(flags, preset.settings), preset
-
-
-def simulate(
-    output_dir: str,
-    config: str = "",
-    num_per_class: int = 0,
-    structures: str = "",
-    structure_dir: str = "",
-    neighbours_from: str = "",
-    assembly: str = "1",
-    split: str = "0.6,0.2,0.2",
-    clean: bool = True,
-    preview: bool = False,
-    device: str = "cpu",
-    **settings: str,
-) -> None:
-    """Simulate labelled subtomograms: MRC files with the truth of each, and dataset.json.
-
-    An interrupted call is continued by the same call. Every number is explained in docs/simulation.md.
-
-    Args:
-        output_dir: new folder for the data set.
-        config: a preset, such as configs/simulation/paper.json; flags go before what it says.
-        num_per_class: volumes per class; 500 by default.
-        structures: the classes, comma-separated: mmCIF, PDB or MRC files, PDB ids (fetched once), or names of built-in
-            assemblies; by default all ten, which are c2_64kda, c2_84kda, c7_400kda, d2_140kda, d3_290kda, d3_310kda,
-            d4_540kda, d7_300kda, o_440kda and t_200kda.
-        structure_dir: where files of structures are, those of PDB ids too.
-        neighbours_from: what neighbours are drawn from, as structures; by default the classes.
-        assembly: biological assembly of atomic models, or asu.
-        split: fractions of training, validation and test.
-        clean: write the noise-free scenes too.
-        preview: write preview.png first, with one volume of each class.
-        device: cpu or cuda.
-        settings: --mode tilt_series or xulab, --snr 0.1 (inf for none), --box 32, --voxel_size 10, --resolution (Å),
-            --seed, --neighbours 4, --neighbour_classes all or others, --max_shift 2, --max_tilt_deg 60,
-            --tilt_step_deg 3, --tilt_scheme dose_symmetric, bidirectional or continuous, --tilts FILE (.tlt, .mdoc),
-            --dose_per_tilt 3, --dose_weighting True, --voltage_kv 300, --spherical_aberration_mm 2.7,
-            --amplitude_contrast 0.07, --phase_shift_deg 0, --defocus_um 4, --defocus_spread_um 1, --defocus_tilt_um
-            0.05, --ctf_correction phase_flip or none, --alignment_error 2 (Å); in mode xulab --envelope 0.4.
-    """
-    from cryo_monai.previews import write_preview
-    from cryo_monai.simulation import BUILT_IN, write_dataset
-
-    chosen, preset = _simulation(simulate, config, settings)
-    entries = split_list(structures) or preset.structures or BUILT_IN
-    count = num_per_class or preset.num_per_class
-
-    def show(simulator: SubtomogramSimulator) -> None:
-        write_preview(simulator, f"{output_dir}/preview.png")
-        print(f"preview: {output_dir}/preview.png")
-
-    with late_bar(desc="simulating", unit="volume") as bar:
-        target = write_dataset(
-            output_dir,
-            chosen,
-            num_per_class=count,
-            structures=entries,
-            neighbours=split_list(neighbours_from) or preset.neighbours_from,
-            split=split_numbers("split", split, float),
-            clean=clean,
-            device=device,
-            assembly=assembly,
-            structure_dir=structure_dir or None,
-            at_start=show if preview else None,
-            progress=counted(bar, count * len(entries)),
-        )
-    means = json.loads(target.read_text())["means"]
-    snr = "none" if means["snr_measured"] is None else f"{means['snr_measured']:.3g}"
-    print(f"data set: {target} (measured SNR {snr}, {means['occupancy']:.1%} of the boxes occupied, on average)")
-
-
-def simulate_tomograms(
-    output_dir: str,
-    config: str = "",
-    num_tomograms: int = 1,
-    size: str = "64,256,256",
-    num_particles: int = 200,
-    structures: str = "",
-    structure_dir: str = "",
-    assembly: str = "1",
-    device: str = "cpu",
-    **settings: str,
-) -> None:
-    """Simulate whole crowded tomograms: MRC files, segmentations, particles.star and particles.csv.
-
-    Args:
-        output_dir: new folder; finished tomograms are kept when the call is repeated.
-        config: a preset in mode tilt_series.
-        num_tomograms: how many.
-        size: z,y,x in voxels.
-        num_particles: in each tomogram.
-        structures: as in simulate.
-        structure_dir: as in simulate.
-        assembly: as in simulate.
-        device: cpu or cuda.
-        settings: as in simulate; the SNR is over the whole tomogram, and box, neighbours and shift play no part.
-    """
-    from cryo_monai.simulation import BUILT_IN, write_tomograms
-
-    chosen, preset = _simulation(simulate_tomograms, config, settings)
-    depth, height, width = split_numbers("size", size, int)
-    with late_bar(desc="simulating", unit="tomogram") as bar:
-        target = write_tomograms(
-            output_dir,
-            chosen,
-            num_tomograms=num_tomograms,
-            size=(depth, height, width),
-            num_particles=num_particles,
-            structures=split_list(structures) or preset.structures or BUILT_IN,
-            assembly=assembly,
-            structure_dir=structure_dir or None,
-            device=device,
-            progress=counted(bar, num_tomograms),
-        )
-    print(f"particles: {target}")
 
 
 def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False, **ids: str) -> None:
@@ -182,18 +50,81 @@ def evaluate(run_dir: str, **ids: str) -> None:
     print(summarise(run_dir))
 
 
-def classify(run_dir: str, data: str, output: str = "", **ids: str) -> None:
-    """Classify volumes with the best checkpoint of a run; writes path, class name and probabilities as CSV.
+def classify(
+    run_dir: str,
+    data: str = "",
+    output: str = "",
+    particles: str = "",
+    tomograms: str = "",
+    three_axis: bool = False,
+    min_probability: float = 0.0,
+    box: int = 0,
+    voxel_size: float = 0.0,
+    rotate: bool = False,
+    invert: bool = False,
+    edge: str = "pad",
+    rescaling: str = "fourier",
+    pixel_size: float = 0.0,
+    tomogram_voxel_size: float = 0.0,
+    permissive: bool = False,
+    **ids: str,
+) -> None:
+    """Classify volumes, or particles in tomograms, with the best checkpoint of a run.
+
+    Of volumes a CSV is written: path, class name, probabilities. Of particles: the list with classes and probabilities,
+    in its own format, probabilities and counts as CSV, points for napari, ChimeraX and ArtiaX, and a picture; and an
+    interrupted call is continued by the same call.
 
     Args:
         run_dir: the output_dir of a training.
         data: a volume, a folder of volumes, or a datalist JSON.
-        output: the CSV; predictions.csv in run_dir by default.
-        ids: any id of the bundle's inference.json.
+        output: the CSV, predictions.csv in run_dir by default; or the particle list, NAME_classes in run_dir.
+        particles: instead of data: RELION 3 to 5 STAR or optimisation set, Warp, STOPGAP, Dynamo, copick, portal
+            ndjson, or CSV.
+        tomograms: with particles: files and folders; not needed where a RELION 5 project names them.
+        three_axis: average over each axis as time.
+        min_probability: particles below it are of class unknown.
+        box: edge of boxes in voxels; by default as in training.
+        voxel_size: of boxes in Å; by default as in training.
+        rotate: turn particles back into the pose of the reference, if training did.
+        invert: change the sign, if tomograms are bright where training was dark, or the other way.
+        edge: boxes that reach beyond the tomogram: pad, skip or error.
+        rescaling: fourier or lanczos.
+        pixel_size: Å per unit of the list's coordinates; goes before what the list says.
+        tomogram_voxel_size: Å; goes before what files say.
+        permissive: accept old MRC files.
+        ids: any id of the bundle's inference.json, such as --batch_size 8, --device cpu, --num_workers 2.
     """
     from cryo_monai.runs import classify_with_run
 
-    print(f"predictions: {classify_with_run(run_dir, data, output or None, ids=ids)}")
+    if three_axis:
+        ids["average_axes"] = "True"
+    if bool(data) == bool(particles):
+        raise UsageError("classify: give volumes (data), or --particles with --tomograms")
+    if data:
+        if min_probability:
+            raise UsageError("--min_probability: for --particles; the CSV of volumes has all probabilities")
+        if permissive:
+            ids["permissive"] = "True"
+        print(f"predictions: {classify_with_run(run_dir, data, output or None, ids=ids)}")
+        return
+    classify_tomograms(
+        run_dir,
+        particles,
+        output,
+        tomograms,
+        min_probability=min_probability,
+        pixel_size=pixel_size,
+        tomogram_voxel_size=tomogram_voxel_size,
+        permissive=permissive,
+        ids=ids,
+        box=box,
+        voxel_size=voxel_size,
+        rotate=rotate,
+        invert=invert,
+        edge=edge,
+        rescaling=rescaling,
+    )
 
 
 def quickstart(
@@ -274,9 +205,14 @@ def embed(
 VERBS: Verbs = {
     "simulate": simulate,
     "simulate_tomograms": simulate_tomograms,
+    "pick": pick,
+    "keep": keep,
+    "label": label,
+    "extract": extract,
     "train": train,
     "evaluate": evaluate,
     "classify": classify,
+    "score": score,
     "embed": embed,
     "quickstart": quickstart,
     "weights": {"list": list_weights, "fetch": fetch_weights, "inspect": inspect_weights, "pin": pin_weights},

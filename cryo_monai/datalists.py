@@ -1,7 +1,7 @@
 """Folder per class or MONAI datalist JSON -> checked training, validation and test lists.
 
-Every list holds items ``{"image": path or array, "label": int, "index": int, "path": str}``; ``index`` numbers the
-items of a list and seeds their augmentation.
+Every list holds items ``{"image": path or array, "label": int, "index": int, "path": str, "source": str}``; ``index``
+numbers the items of a list and seeds their augmentation; ``source`` is the tomogram, or "" where that is unknown.
 """
 
 from __future__ import annotations
@@ -10,16 +10,25 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cryo_monai.errors import DatasetError, InputError
-from cryo_monai.volumes import VOLUME_SUFFIXES, check_volume_file, checked_volume, is_volume_file, read_volume
+from cryo_monai.splits import SPLIT_BY, split_items
+from cryo_monai.splits import SPLITS as SPLITS
+from cryo_monai.splits import Item as Item
+from cryo_monai.splits import stratified_split as stratified_split
+from cryo_monai.volumes import (
+    VOLUME_SUFFIXES,
+    check_volume_file,
+    checked_volume,
+    is_volume_file,
+    read_volume,
+    volume_identity,
+    volume_path,
+)
 
-SPLITS = ("training", "validation", "test")
-Item = dict[str, Any]
 Datalist = dict[str, Any]
 
 
@@ -28,6 +37,7 @@ def load_datalist(
     *,
     num_classes: int | None = None,
     split: Sequence[float] = (0.6, 0.2, 0.2),
+    split_by: str = "volume",
     seed: int = 0,
     permissive: bool = False,
     nan: str = "error",
@@ -38,12 +48,15 @@ def load_datalist(
     ----------
     dataset_dir : path
         A MONAI datalist JSON (or a folder with ``dataset.json``) with ``training``, ``validation`` and ``test`` lists
-        and optional ``class_names``; paths in it are relative to the file. Or a folder with one sub-folder of volumes
-        per class, which is split here, stratified by class.
+        and optional ``class_names``; paths in it are relative to the file; items may name their tomogram as
+        ``source``. Or a folder with one sub-folder of volumes per class, which is split here, stratified by class.
     num_classes : int, optional
         What the network expects; a different number of classes is an error.
     split : sequence of float
         Fractions of training, validation and test for data that come without a split.
+    split_by : str
+        ``"volume"``: each volume for itself, see `stratified_split`. ``"source"``: all volumes of a source go to one
+        split, see `grouped_split`; a split that comes with the data is then refused when it divides a source.
     seed : int
         Seed of that split.
     permissive : bool
@@ -62,7 +75,59 @@ def load_datalist(
     DatasetError
         Every problem found, one line each: missing or unreadable files, unknown extensions, labels out of range,
         classes that are empty or absent from a split, files in two splits, mixed box sizes, a number of classes that is
-        not ``num_classes``.
+        not ``num_classes``, sources that cannot be kept in one split.
+    InputError
+        When there is no data set at this place.
+    """
+    if split_by not in SPLIT_BY:
+        raise InputError(f"split_by: {split_by!r} is not one of {', '.join(SPLIT_BY)}")
+    data = gather(dataset_dir)
+    problems = [*data.problems, *label_problems(data.lists, data.class_names)]
+    # A split needs sound labels.
+    lists = data.lists if problems else divide(data, split, split_by, seed)
+    if data.is_split and split_by == "source":
+        problems += divided_sources(lists)
+    if num_classes is not None and len(data.class_names) != num_classes:
+        problems.append(
+            f"{dataset_dir}: {len(data.class_names)} classes ({', '.join(data.class_names)}), but the network has "
+            f"{num_classes}; add --num_classes {len(data.class_names)}"
+        )
+    _raise_problems(Path(dataset_dir), problems, lists, permissive, nan)
+    return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(data.class_names)}
+
+
+@dataclass(frozen=True)
+class GatheredItems:
+    """A labelled data set as it is written down, before anything is split or checked.
+
+    Attributes
+    ----------
+    place : Path
+        The folder or file it was read from.
+    lists : dict
+        Items by split, or all of them under ``""`` when the data come without a split.
+    class_names : list of str
+        Names by label.
+    problems : list of str
+        What could not be understood, one line each.
+    """
+
+    place: Path
+    lists: dict[str, list[Item]]
+    class_names: list[str]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the data come with a split."""
+        return "" not in self.lists
+
+
+def gather(dataset_dir: str | os.PathLike[str]) -> GatheredItems:
+    """Read what a datalist or a folder per class lists, without looking into the volumes; see `load_datalist`.
+
+    Raises
+    ------
     InputError
         When there is no data set at this place.
     """
@@ -70,19 +135,40 @@ def load_datalist(
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give the data with --dataset_dir")
     datalist_file = source / "dataset.json" if source.is_dir() else source
-    if datalist_file.is_file():
-        lists, class_names = _read_json(datalist_file)
-        lists = _with_missing_splits(lists, class_names, split, seed, datalist_file)
-    else:
-        lists, class_names = _read_class_folders(source, split, seed, permissive, nan)
-    problems = _label_problems(lists, class_names)
-    if num_classes is not None and len(class_names) != num_classes:
-        problems.append(
-            f"{source}: {len(class_names)} classes ({', '.join(class_names)}), but the network has {num_classes}; "
-            f"add --num_classes {len(class_names)}"
+    return _read_json(datalist_file) if datalist_file.is_file() else _read_class_folders(source)
+
+
+def divide(data: GatheredItems, split: Sequence[float], split_by: str, seed: int) -> dict[str, list[Item]]:
+    """Return the lists of data that come with a split, else split them; see `split_items`.
+
+    Raises
+    ------
+    InputError, DatasetError
+        When they cannot be split so.
+    """
+    if data.is_split:
+        return data.lists
+    if split_by == "source" and data.place.is_dir():
+        raise InputError(
+            f"{data.place}: a folder per class does not say which tomogram a volume is from; split by volume, or "
+            "write a datalist JSON whose items have a 'source'"
         )
-    _raise_problems(source, problems, lists, permissive, nan)
-    return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(class_names)}
+    return split_items(data.lists[""], data.class_names, split, seed, split_by=split_by, place=str(data.place))
+
+
+def divided_sources(lists: Mapping[str, Sequence[Item]]) -> list[str]:
+    """Say, one line each, which sources have volumes in more than one split."""
+    places: dict[str, dict[str, int]] = {}
+    for name, items in lists.items():
+        for item in items:
+            if item.get("source"):
+                counts = places.setdefault(str(item["source"]), {})
+                counts[name] = counts.get(name, 0) + 1
+    return [
+        f"source {source!r} is in {len(counts)} splits ({', '.join(f'{n} in {name}' for name, n in counts.items())})"
+        for source, counts in sorted(places.items())
+        if len(counts) > 1
+    ]
 
 
 def load_json(file: Path) -> Any:
@@ -98,22 +184,42 @@ def image_path(item: Any, file: Path) -> Path:
     image = item.get("image") if isinstance(item, Mapping) else item
     if not isinstance(image, str):
         raise InputError(f"{file}: an item has no 'image' path: {item!r}")
-    return file.parent / image
+    return volume_path(image, file.parent)
 
 
-def _read_json(file: Path) -> tuple[dict[str, list[Item]], list[str]]:
+def _read_json(file: Path) -> GatheredItems:
     content = load_json(file)
-    if not isinstance(content, Mapping) or "training" not in content:
+    if not isinstance(content, Mapping) or not isinstance(content.get("training"), list):
         raise InputError(f"{file}: a datalist needs a 'training' list")
     lists: dict[str, list[Item]] = {}
+    problems: list[str] = []
     for name in SPLITS:
         lists[name] = []
-        for item in content.get(name, []):
-            image = image_path(item, file)
-            lists[name].append({"image": str(image), "label": item.get("label"), "path": str(image)})
+        members = content.get(name) or []
+        if not isinstance(members, list):
+            raise InputError(f"{file}: {name!r} is not a list")
+        for member in members:
+            try:
+                lists[name].append(_listed_item(member, file))
+            except InputError as error:
+                problems.append(str(error))
     labels = [i["label"] for items in lists.values() for i in items if isinstance(i["label"], int)]
     class_names = content.get("class_names") or [f"class_{n}" for n in range(max(labels, default=-1) + 1)]
-    return lists, [str(name) for name in class_names]
+    if not isinstance(class_names, list):
+        raise InputError(f"{file}: 'class_names' is not a list")
+    if not lists["validation"] and not lists["test"]:
+        lists = {"": lists["training"]}
+    elif not lists["validation"] or not lists["test"]:
+        problems.append(f"{file}: give both 'validation' and 'test', or neither to have 'training' split")
+    return GatheredItems(file, lists, [str(name) for name in class_names], problems)
+
+
+def _listed_item(member: Any, file: Path) -> Item:
+    path = str(image_path(member, file))
+    label, source = (member.get("label"), member.get("source")) if isinstance(member, Mapping) else (None, None)
+    if source is not None and (not isinstance(source, (str, int)) or isinstance(source, bool)):
+        raise InputError(f"{file}: the 'source' of {path} is {source!r}, not a name")
+    return {"image": path, "label": label, "path": path, "source": "" if source is None else str(source)}
 
 
 def hidden(path: Path, root: Path) -> bool:
@@ -121,9 +227,7 @@ def hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _read_class_folders(
-    source: Path, split: Sequence[float], seed: int, permissive: bool, nan: str
-) -> tuple[dict[str, list[Item]], list[str]]:
+def _read_class_folders(source: Path) -> GatheredItems:
     if not source.is_dir():
         raise InputError(f"{source}: neither a folder per class nor a datalist JSON")
     folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -135,84 +239,18 @@ def _read_class_folders(
         files = sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p, source))
         volumes = [p for p in files if is_volume_file(p)]
         problems += [
-            f"{p}: unknown extension; volumes end in {', '.join(VOLUME_SUFFIXES)}" for p in files if p not in volumes
+            f"{p}: unknown extension; volumes end in {', '.join(VOLUME_SUFFIXES)}"
+            for p in files
+            if not is_volume_file(p)
         ]
         if not volumes:
             problems.append(f"{folder}: class without volumes")
-        items += [{"image": str(p), "label": label, "path": str(p)} for p in volumes]
-    if problems:
-        _raise_problems(source, problems, {"data": items}, permissive, nan)
-    class_names = [folder.name for folder in folders]
-    return stratified_split(items, class_names, split, seed, source=str(source)), class_names
+        items += [{"image": str(p), "label": label, "path": str(p), "source": ""} for p in volumes]
+    return GatheredItems(source, {"": items}, [folder.name for folder in folders], problems)
 
 
-def _with_missing_splits(
-    lists: dict[str, list[Item]], class_names: Sequence[str], split: Sequence[float], seed: int, file: Path
-) -> dict[str, list[Item]]:
-    """Split the training list when a datalist brings neither validation nor test."""
-    if lists["validation"] and lists["test"]:
-        return lists
-    if lists["validation"] or lists["test"]:
-        raise InputError(f"{file}: give both 'validation' and 'test', or neither to have 'training' split")
-    problems = _label_problems({"training": lists["training"]}, class_names)
-    if problems:
-        raise DatasetError(str(file), problems)
-    return stratified_split(lists["training"], class_names, split, seed, source=str(file))
-
-
-def stratified_split(
-    items: Sequence[Item],
-    class_names: Sequence[str],
-    split: Sequence[float] = (0.6, 0.2, 0.2),
-    seed: int = 0,
-    *,
-    source: str = "data set",
-) -> dict[str, list[Item]]:
-    """Split items into training, validation and test with the same fractions in every class.
-
-    Parameters
-    ----------
-    items : sequence of dict
-        With integer ``label`` and ``path``; the split depends on the set of paths, not on their order.
-    class_names : sequence of str
-        Names by label.
-    split : sequence of float
-        Three positive fractions; they are normalised to sum to one.
-    seed : int
-        Same seed, same split.
-    source : str
-        What to call the data in messages.
-
-    Raises
-    ------
-    InputError, DatasetError
-        For fractions that are not three positive numbers, or classes of fewer than three members.
-    """
-    if len(split) != 3 or min(split) <= 0:
-        raise InputError(f"split: {list(split)} must be three positive fractions")
-    fractions = np.asarray(split, dtype=float) / sum(split)
-    lists: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    problems = []
-    for label, class_name in enumerate(class_names):
-        members = sorted((i for i in items if i["label"] == label), key=lambda i: str(i["path"]))
-        if len(members) < 3:
-            problems.append(
-                f"{class_name}: {len(members)} volumes are too few for training, validation and test (3 at least)"
-            )
-            continue
-        order = np.random.default_rng([seed, label]).permutation(len(members))
-        held_out = np.maximum(1, np.round(fractions[1:] * len(members)).astype(int))
-        held_out = np.minimum(held_out, (len(members) - 1) // 2)
-        train = len(members) - int(held_out.sum())
-        bounds = np.cumsum([0, train, *held_out])
-        for name, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
-            lists[name] += [members[n] for n in order[start:stop]]
-    if problems:
-        raise DatasetError(source, problems)
-    return lists
-
-
-def _label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[str]) -> list[str]:
+def label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[str]) -> list[str]:
+    """Say, one line each, which labels are impossible and which classes are absent from a split."""
     problems = []
     for name, items in lists.items():
         for item in items:
@@ -220,7 +258,8 @@ def _label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[s
             if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(class_names):
                 problems.append(f"{item['path']}: label {label!r} is not an integer from 0 to {len(class_names) - 1}")
         counts = Counter(item["label"] for item in items if isinstance(item["label"], int))
-        problems += [f"class {c!r} has no volume in {name}" for n, c in enumerate(class_names) if not counts[n]]
+        if name:
+            problems += [f"class {c!r} has no volume in {name}" for n, c in enumerate(class_names) if not counts[n]]
     return problems
 
 
@@ -249,9 +288,10 @@ def file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list
     for name, items in lists.items():
         for item in items:
             path = item["path"]
-            real = os.path.realpath(path)
+            real = volume_identity(path)
             if real in seen:
-                problems.append(f"{path}: listed twice (in {seen[real]} and in {name})")
+                twice = f" (in {seen[real]} and in {name})" if name else ""
+                problems.append(f"{path}: listed twice{twice}")
                 continue
             seen[real] = name
             try:

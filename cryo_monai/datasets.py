@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from cryo_monai.contrasts import CONTRAST_SAMPLE, contrast_of
 from cryo_monai.errors import DatasetError, InputError, user_error
+from cryo_monai.volumes import is_volume_file, volume_facts
 
 
 class CachedVolumes(CacheDataset):
@@ -79,6 +82,35 @@ class CachedVolumes(CacheDataset):
             ]
         if problems:
             raise DatasetError("data set", problems)
+
+
+def describe_volumes(dataset: Dataset[Any]) -> dict[str, Any]:
+    """Note what volumes a network is trained on, for those who cut boxes for it later.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Items with ``image`` `(1, z, y, x)` and ``path``, all of one size.
+
+    Returns
+    -------
+    dict
+        ``box`` ``(z, y, x)``, ``voxel_size`` in Å (None where files do not say), and ``contrast``, see `contrast_of`.
+    """
+    count = len(dataset)  # type: ignore[arg-type]
+    rows = sorted({round(row) for row in np.linspace(0, count - 1, min(count, CONTRAST_SAMPLE))})
+    volumes = [dataset[row]["image"][0].cpu().numpy() for row in rows]
+    return {
+        "box": list(volumes[0].shape),
+        "voxel_size": _voxel_size(str(dataset[0]["path"])),
+        "contrast": contrast_of(volumes),
+    }
+
+
+def _voxel_size(path: str) -> float | None:
+    """Edge of the voxels of a file in Å, when they are cubes."""
+    sizes = volume_facts(path, permissive=True).voxel_size if is_volume_file(path) else None
+    return float(f"{sizes[0]:.6g}") if sizes and max(sizes) < 1.001 * min(sizes) else None
 
 
 class ResumableSampler(DistributedSampler[Any]):

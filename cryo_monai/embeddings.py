@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.parts import compute_in_parts, drop_parts, network_fingerprint
+from cryo_monai.volumes import stack_member
 
 Progress = Callable[[int], None]
 
@@ -77,50 +78,36 @@ def embed_dataset(
     if target.exists():
         raise InputError(f"{target}: exists; remove it, or choose another --output")
     parts = target.with_name(target.name + ".parts")
-    starts = range(0, len(items), batch_size)
-    _prepare(parts, _fingerprint(network, items, batch_size))
-    done = [start for start in starts if (parts / f"{start:08d}.npy").is_file()]
-    left = [start for start in starts if start not in set(done)]
-    indices = [i for start in left for i in range(start, min(start + batch_size, len(items)))]
-    finished = len(items) - len(indices)
-    loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
     network.eval()
-    for start, batch in zip(left, loader, strict=True):
+
+    def compute(batch: Mapping[str, Tensor]) -> npt.NDArray[np.float32]:
         with torch.no_grad():
-            clips = network.make_clips(batch["image"].to(device))
-            features = network.extract_features(clips).cpu().numpy()
-        buffer = io.BytesIO()
-        np.save(buffer, features)
-        atomic_write_bytes(parts / f"{start:08d}.npy", buffer.getvalue())
-        finished += len(features)
-        if progress is not None:
-            progress(finished)
-    features = np.concatenate([np.load(parts / f"{start:08d}.npy", allow_pickle=False) for start in starts])
+            return network.extract_features(network.make_clips(batch["image"].to(device))).cpu().numpy()
+
+    features = compute_in_parts(
+        parts,
+        f"{network_fingerprint(network)} {_fingerprint(items)}",
+        dataset,
+        len(items),
+        compute,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
     _write(target, features, items)
-    shutil.rmtree(parts)
+    drop_parts(parts)
     return target
 
 
-def _prepare(parts: Path, fingerprint: str) -> None:
-    """Keep what an interrupted call left, if it was the same call."""
-    noted = parts / "fingerprint.txt"
-    if parts.exists() and (not noted.is_file() or noted.read_text() != fingerprint):
-        shutil.rmtree(parts)
-    atomic_write_text(noted, fingerprint)
-
-
-def _fingerprint(network: VideoClassifier, items: Sequence[Mapping[str, Any]], batch_size: int) -> str:
-    """Digest everything that decides the features: tensors, description, and the names, sizes and times of files."""
-    digest = hashlib.sha256(json.dumps([network.description(), batch_size], sort_keys=True).encode())
-    for key, tensor in network.backbone.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+def _fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
+    """Digest the names, sizes and times of files, or their content when it is in memory."""
+    digest = hashlib.sha256()
     for item in items:
         digest.update(str(item["path"]).encode())
         if isinstance(item["image"], np.ndarray):
             digest.update(item["image"].tobytes())
         else:
-            status = os.stat(item["image"])
+            status = os.stat(stack_member(item["image"])[0])
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 

@@ -1,6 +1,9 @@
-"""Gaussian filters of batches of volumes, on any device."""
+"""Gaussian filters of batches of volumes, and of regions of volumes, on any device."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -51,3 +54,37 @@ def difference_of_gaussians(volumes: Tensor, narrow: Tensor, wide: Tensor) -> Te
         Kernels, see `gaussian_kernel`.
     """
     return blur(volumes, narrow) - blur(volumes, wide)
+
+
+def band_matrix(kernel: Tensor, size: int, *, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Matrix `(rows, columns)` of a convolution along an axis; beyond its ends an axis has their values, as in `blur`.
+
+    Dense, with many zeros, and yet ten times faster on CPUs than ``conv1d`` for the long kernels of picking.
+
+    Parameters
+    ----------
+    kernel : Tensor
+        `(2 r + 1,)`, symmetric, see `gaussian_kernel`.
+    size : int
+        Length of the whole axis.
+    rows : tuple of int
+        First position wanted, and the one after the last.
+    columns : tuple of int
+        First position given, and the one after the last: all that `rows` reach, as far as the axis goes.
+    """
+    reach = kernel.shape[0] // 2
+    wanted = torch.arange(*rows)[:, None]
+    given = (wanted + torch.arange(-reach, reach + 1)).clamp(0, size - 1) - columns[0]
+    matrix = torch.zeros(rows[1] - rows[0], columns[1] - columns[0])
+    return matrix.scatter_add_(1, given, kernel.cpu().expand(len(wanted), -1))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply matrices in float32, whatever a training has allowed (TF32, bfloat16)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

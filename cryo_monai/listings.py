@@ -10,7 +10,7 @@ from typing import Any
 from cryo_monai.datalists import SPLITS, Item, file_problems, hidden, image_path, load_json, numbered
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.medmnist3d import read_medmnist
-from cryo_monai.volumes import VOLUME_SUFFIXES, is_volume_file
+from cryo_monai.volumes import VOLUME_SUFFIXES, is_volume_file, stack_member
 
 
 def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> list[Item]:
@@ -19,8 +19,8 @@ def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> l
     Parameters
     ----------
     path : path
-        A volume, a folder searched recursively unless there is a ``dataset.json`` in it, a JSON file holding a list of
-        items or a datalist, or an NPZ file of MedMNIST3D.
+        A volume (``000005@stack.mrcs`` for the fifth of a stack), a folder searched recursively unless there is a
+        ``dataset.json`` in it, a JSON file holding a list of items or a datalist, or an NPZ file of MedMNIST3D.
     permissive : bool
         Accept old MRC files; see `read_mrc`.
 
@@ -37,7 +37,7 @@ def list_volumes(path: str | os.PathLike[str], *, permissive: bool = False) -> l
         When nothing is there to classify, or naming every file that cannot be read.
     """
     source = Path(path)
-    if not source.exists():
+    if not stack_member(source)[0].exists():
         raise InputError(f"{source}: no such file or folder")
     if source.suffix == ".npz":
         lists, class_names = read_medmnist(source)

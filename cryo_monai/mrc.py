@@ -1,10 +1,9 @@
-"""MRC volumes: a reader that checks the header before it allocates anything, a writer, and a MONAI reader."""
+"""MRC volumes: a reader that checks the header before it allocates anything, and a writer."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,15 @@ from typing import Any
 import mrcfile
 import numpy as np
 import numpy.typing as npt
-from monai.data import ImageReader
 
 from cryo_monai.errors import InputError
-from cryo_monai.mrc_header import MAX_BYTES, MRC_SUFFIXES, check_compressed_size, read_mrc_header
+from cryo_monai.mrc_header import (
+    HEADER_BYTES,
+    MAX_BYTES,
+    MRCHeader,
+    check_compressed_size,
+    read_mrc_header,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ def read_mrc(
     path : path
         Modes 0, 1, 2, 6 and 12; plain, ``.gz`` or ``.bz2``; little or big endian.
     volume : int, optional
-        Which volume of a stack (ISPG 401); a stack without it is refused.
+        Which volume of a stack (ISPG 401), counted from 0; a stack without it is refused. Of a plain file no other
+        volume is read.
     permissive : bool
         Accept files without the MRC2014 identifier and machine stamp.
     max_bytes : int
@@ -63,22 +68,32 @@ def read_mrc(
     if header.volumes == 1 and 1 in header.shape:
         raise InputError(f"{path}: a two-dimensional image of shape {header.shape}, not a volume")
     if header.volumes > 1 and volume is None:
-        raise InputError(f"{path}: a stack of {header.volumes} volumes; write one file per volume or name a volume")
+        raise InputError(f"{path}: a stack of {header.volumes} volumes; name one as 000001@{path.name}")
     if volume is not None and not 0 <= volume < header.volumes:
         raise InputError(f"{path}: no volume {volume} in a file of {header.volumes}")
     try:
-        if path.suffix in (".gz", ".bz2"):
+        compressed = path.suffix in (".gz", ".bz2")
+        if compressed:
             check_compressed_size(path, header)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what mrcfile would warn of has been checked above
-            with mrcfile.open(path, permissive=permissive) as file:
-                stored = file.data
+        if header.volumes > 1 and not compressed:
+            stored = _map_volume(path, header, volume or 0)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what mrcfile would warn of has been checked above
+                with mrcfile.open(path, permissive=permissive) as file:
+                    stored = file.data
+            # A stack has a fourth axis, even of one volume.
+            stored = stored[volume or 0] if stored.ndim == 4 else stored
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if header.volumes > 1:
-        stored = stored[volume]
     data = np.array(np.transpose(stored, header.axes), dtype=np.float32, order="C")
     return MRCVolume(data=data, voxel_size=header.voxel_size, origin=header.origin)
+
+
+def _map_volume(path: Path, header: MRCHeader, volume: int) -> npt.NDArray[Any]:
+    """Map one volume of a stack, in the order on disk; the others are not read."""
+    offset = HEADER_BYTES + header.extended_bytes + volume * (header.nbytes // header.volumes)
+    return np.memmap(path, dtype=header.dtype, mode="r", offset=offset, shape=header.disk_shape)
 
 
 def write_mrc(
@@ -125,56 +140,3 @@ def write_mrc(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class MRCReader(ImageReader):
-    """MONAI reader for MRC volumes, for ``LoadImaged(reader="cryo_monai.MRCReader")`` and ``cryo_monai.LoadVolumed``.
-
-    Arrays come out as `(z, y, x)` float32. The affine in the metadata maps that index order to ``(x, y, z)`` in Å (not
-    mm: MONAI compares affines with a tolerance of 1e-3, to which every cryo-ET affine in mm would be zero);
-    ``voxel_size`` holds ``(z, y, x)`` in Å, or zeros when the header does not say.
-
-    Parameters
-    ----------
-    permissive : bool
-        Accept files without the MRC2014 identifier and machine stamp.
-    """
-
-    def __init__(self, *, permissive: bool = False) -> None:
-        super().__init__()
-        self.permissive = permissive
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Whether every file name ends like an MRC file."""
-        names = [filename] if isinstance(filename, (str, os.PathLike)) else list(filename)
-        return all(str(name).lower().endswith(MRC_SUFFIXES) for name in names)
-
-    def read(
-        self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any
-    ) -> MRCVolume | list[MRCVolume]:
-        """Read one file or several; ``kwargs`` go to `read_mrc`."""
-        names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        volumes = [read_mrc(name, permissive=self.permissive, **kwargs) for name in names]
-        return volumes[0] if len(volumes) == 1 else volumes
-
-    def get_data(self, img: MRCVolume | list[MRCVolume]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Return the array, stacked on a new first axis for several volumes, and its metadata."""
-        volumes = img if isinstance(img, list) else [img]
-        first = volumes[0]
-        array = first.data if len(volumes) == 1 else np.stack([volume.data for volume in volumes])
-        affine = np.zeros((4, 4))
-        spacing = first.voxel_size or (1.0, 1.0, 1.0)
-        for axis in range(3):
-            # Index order is (z, y, x), world order (x, y, z).
-            affine[2 - axis, axis] = spacing[axis]
-            affine[2 - axis, 3] = first.origin[axis]
-        affine[3, 3] = 1.0
-        metadata = {
-            "affine": affine,
-            "original_affine": affine.copy(),
-            "spatial_shape": np.asarray(first.data.shape),
-            "original_channel_dim": float("nan") if len(volumes) == 1 else 0,
-            "voxel_size": np.asarray(first.voxel_size or (0.0, 0.0, 0.0)),
-            "space": "RAS",
-        }
-        return array, metadata

@@ -51,6 +51,8 @@ class MRCHeader:
         ``(z, y, x)`` in Å: ORIGIN when set, otherwise NSTART x voxel size.
     extended_bytes : int
         Length of the extended header.
+    byte_order : str
+        ``"<"`` or ``">"``, as numpy's data types have it.
     """
 
     shape: tuple[int, int, int]
@@ -60,6 +62,18 @@ class MRCHeader:
     voxel_size: tuple[float, float, float] | None
     origin: tuple[float, float, float]
     extended_bytes: int
+    byte_order: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type on disk."""
+        return MODES[self.mode].newbyteorder(self.byte_order)
+
+    @property
+    def disk_shape(self) -> tuple[int, int, int]:
+        """Sections, rows and columns of one volume, before undoing axis permutation."""
+        sizes = dict(zip(self.axes, self.shape, strict=True))
+        return sizes[0], sizes[1], sizes[2]
 
     @property
     def nbytes(self) -> int:
@@ -151,6 +165,7 @@ def _parse_header(path: Path, raw: bytes, permissive: bool, max_bytes: int) -> M
         mode=mode,
         axes=axes,
         extended_bytes=extended,
+        byte_order=order,
         **_geometry(raw, order, shape, axes),
     )
     if header.nbytes > max_bytes:

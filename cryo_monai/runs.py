@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 
 from cryo_monai.checkpoints import load_checkpoint
+from cryo_monai.datasets import describe_volumes
 from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
@@ -59,7 +61,7 @@ def train_bundle(
     if resume:
         if not has_state(folder):
             raise InputError(f"{folder}: nothing to resume there; start without --resume")
-        _, before = _read_run(folder)
+        _, before = read_run(folder)
         given = {**before["ids"], **given}
         overlays = overlays or before["overlays"]
     overrides = {**given, **_locations(folder), "resume": resume}
@@ -68,6 +70,7 @@ def train_bundle(
 
     def note(engine: Engine) -> None:
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
+        record["data"] = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     with unwrapped_errors():
@@ -91,7 +94,7 @@ def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | No
     CryoMonaiError
         When the folder is not a finished run, or for unknown ids.
     """
-    folder, record = _read_run(run_dir)
+    folder, record = read_run(run_dir)
     overrides = {**record["ids"], **(ids or {}), **_locations(folder)}
     run_workflow(load_workflow(record["bundle"], "evaluate", overlays=record["overlays"], overrides=overrides))
     return _read_json(folder / "evaluation.json")
@@ -116,13 +119,25 @@ def classify_with_run(
     CryoMonaiError
         When the folder is not a finished run, for unknown ids, or naming every volume that cannot be read.
     """
-    folder, record = _read_run(run_dir)
-    target = folder / "predictions.csv" if output is None else Path(output)
+    target = Path(run_dir) / "predictions.csv" if output is None else Path(output)
+    overrides = {**(ids or {}), "dataset_dir": str(data), "output_file": str(target)}
+    run_workflow(inference_of(run_dir, overrides))
+    return target
+
+
+def inference_of(run_dir: str | os.PathLike[str], overrides: Mapping[str, Any]) -> ConfigWorkflow:
+    """Compose the inference of a run's bundle, with the network that was trained; not yet initialised.
+
+    Raises
+    ------
+    CryoMonaiError
+        When the folder is not a run, or for unknown ids.
+    """
+    folder, record = read_run(run_dir)
     # Of the training's ids, those that inference has too describe the network.
     kept = {name: record["ids"][name] for name in record["ids"] if name in _inference_ids(record["bundle"])}
-    overrides = {**kept, **(ids or {}), **_locations(folder), "dataset_dir": str(data), "output_file": str(target)}
-    run_workflow(load_workflow(record["bundle"], "inference", overlays=record["overlays"], overrides=overrides))
-    return target
+    everything = {**kept, **overrides, **_locations(folder)}
+    return load_workflow(record["bundle"], "inference", overlays=record["overlays"], overrides=everything)
 
 
 def embed_with(
@@ -173,7 +188,7 @@ def embed_with(
         raise InputError(f"{folder}: a run has weights and overlays of its own; give a bundle folder to choose others")
     bundle, kept = source, {}
     if is_run:
-        _, record = _read_run(folder)
+        _, record = read_run(folder)
         bundle, overlays = record["bundle"], record["overlays"]
         kept = {name: value for name, value in record["ids"].items() if name in _inference_ids(str(bundle))}
     options = dict(ids or {})
@@ -204,7 +219,7 @@ def embed_with(
 
 def summarise(run_dir: str | os.PathLike[str]) -> str:
     """Describe an evaluated run in a few lines."""
-    folder, _ = _read_run(run_dir)
+    folder, _ = read_run(run_dir)
     numbers = _read_json(folder / "evaluation.json")
     chance = numbers["chance"]
     auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
@@ -248,7 +263,14 @@ def _inference_ids(bundle: str) -> set[str]:
     return set(_read_json(Path(bundle) / "configs" / "inference.json"))
 
 
-def _read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Return a run folder and the record of how it was made.
+
+    Raises
+    ------
+    InputError
+        When it is not a run folder.
+    """
     folder = Path(run_dir)
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder}: not a run folder (no run.json); give the output_dir of `cryo-monai train`")

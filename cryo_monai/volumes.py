@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,29 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from cryo_monai.errors import InputError
+from cryo_monai.montages import MONTAGE_SUFFIXES, check_montage, read_montage
 from cryo_monai.mrc import read_mrc
 from cryo_monai.mrc_header import MRC_SUFFIXES, read_mrc_header
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NUMPY_SUFFIXES = (".npy",)
-VOLUME_SUFFIXES = (*MRC_SUFFIXES, *NIFTI_SUFFIXES, *NUMPY_SUFFIXES)
+VOLUME_SUFFIXES = (*MRC_SUFFIXES, *NIFTI_SUFFIXES, *NUMPY_SUFFIXES, *MONTAGE_SUFFIXES)
 NAN_POLICIES = ("error", "mean")
+
+# Images in stacks as RELION names them, counted from 1: FileName::compose and decompose, src/filename.h of 3dem/relion.
+_MEMBER = re.compile(r"(\d+)@(.*/)?([^/]+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What the header of a volume says: ``shape`` and ``voxel_size`` `(z, y, x)`, the latter in Å, and the data type.
+
+    ``voxel_size`` is None where the header does not say, and for formats other than MRC.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float] | None
+    data_type: str
 
 
 def is_volume_file(path: str | os.PathLike[str]) -> bool:
@@ -32,20 +50,57 @@ def is_volume_file(path: str | os.PathLike[str]) -> bool:
     return str(path).lower().endswith(VOLUME_SUFFIXES)
 
 
-def check_volume_file(path: str | os.PathLike[str], *, permissive: bool = False) -> tuple[int, int, int]:
-    """Check that a volume can be read, from its header alone.
+def volume_path(name: str, folder: Path) -> Path:
+    """Return the path of a volume named relative to a folder, with the number of RELION's syntax put to its file.
+
+    ``5@b/stack.mrcs`` in the folder ``a``, which is how RELION writes it, becomes ``a/b/5@stack.mrcs``.
+    """
+    match = _MEMBER.fullmatch(name)
+    if match is None or os.path.exists(folder / name):
+        return folder / name
+    return folder / (match[2] or "") / f"{match[1]}@{match[3]}"
+
+
+def stack_member(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """Return the file of a volume, and which volume of it is meant: counted from 1, None for the only one.
 
     Parameters
     ----------
     path : path
-        MRC, NIfTI or NPY.
+        ``folder/000005@stack.mrcs`` is the fifth volume of ``folder/stack.mrcs``, unless there is a file of that name.
+    """
+    path = Path(path)
+    match = _MEMBER.fullmatch(path.name)
+    if match is None or os.path.exists(path):
+        return path, None
+    return path.parent / match[3], int(match[1])
+
+
+def volume_identity(path: str | os.PathLike[str]) -> str:
+    """Return one name for all paths that lead to the same volume, through links or with other leading zeros."""
+    file, number = stack_member(path)
+    return os.path.realpath(file) + ("" if number is None else f" {number}")
+
+
+def check_volume_file(path: str | os.PathLike[str], *, permissive: bool = False) -> tuple[int, int, int]:
+    """Check that a volume can be read, from its header alone, and return its shape; see `volume_facts`."""
+    return volume_facts(path, permissive=permissive).shape
+
+
+def volume_facts(path: str | os.PathLike[str], *, permissive: bool = False) -> VolumeFacts:
+    """Check that a volume can be read, from its header alone, and say what that tells.
+
+    Parameters
+    ----------
+    path : path
+        MRC, NIfTI, NPY or a PNG montage; ``000005@stack.mrcs`` for the fifth volume of a stack.
     permissive : bool
         See `read_mrc`.
 
     Returns
     -------
-    tuple of int
-        Shape ``(z, y, x)``.
+    VolumeFacts
+        Shape, voxel size and data type.
 
     Raises
     ------
@@ -53,20 +108,40 @@ def check_volume_file(path: str | os.PathLike[str], *, permissive: bool = False)
         One line naming the file and the reason.
     """
     path = Path(path)
-    if path.is_dir():
+    file, number = stack_member(path)
+    lower = str(file).lower()
+    if file.is_dir():
         raise InputError(f"{path}: a folder where a volume file was expected")
-    if not is_volume_file(path):
+    if not is_volume_file(file):
         raise InputError(f"{path}: unknown extension; volumes end in {', '.join(VOLUME_SUFFIXES)}")
-    if not path.exists():
+    if not file.exists():
         raise InputError(f"{path}: no such file")
-    if str(path).lower().endswith(MRC_SUFFIXES):
-        header = read_mrc_header(path, permissive=permissive)
-        if header.volumes > 1 or 1 in header.shape:
-            raise InputError(f"{path}: holds {header.volumes} volume(s) of shape {header.shape}, not one volume")
-        return header.shape
+    if lower.endswith(MRC_SUFFIXES):
+        return _mrc_facts(path, permissive)
+    if number is not None:
+        raise InputError(f"{path}: only MRC stacks hold several volumes")
+    if lower.endswith(MONTAGE_SUFFIXES):
+        shape, data_type = check_montage(path)
+        return VolumeFacts(shape, None, data_type)
     stored = _open_array(path)
     # NIfTI stores (x, y, z).
-    return _three_dimensional(path, stored.shape if isinstance(stored, np.ndarray) else stored.shape[::-1])
+    shape = _three_dimensional(path, stored.shape if isinstance(stored, np.ndarray) else stored.shape[::-1])
+    return VolumeFacts(shape, None, str(stored.dtype))
+
+
+def _mrc_facts(path: Path, permissive: bool) -> VolumeFacts:
+    file, number = stack_member(path)
+    header = read_mrc_header(file, permissive=permissive)
+    if 1 in header.shape:
+        raise InputError(f"{path}: holds {header.volumes} volume(s) of shape {header.shape}, not one volume")
+    if number is None and header.volumes > 1:
+        raise InputError(
+            f"{path}: holds {header.volumes} volume(s) of shape {header.shape}, not one volume; "
+            f"name one as {path.parent / f'000001@{path.name}'}"
+        )
+    if number is not None and not 1 <= number <= header.volumes:
+        raise InputError(f"{path}: no volume {number} in a file of {header.volumes}; they count from 1")
+    return VolumeFacts(header.shape, header.voxel_size, header.dtype.name)
 
 
 def _open_array(path: Path) -> Any:
@@ -94,7 +169,8 @@ def read_volume(path: str | os.PathLike[str], *, permissive: bool = False) -> np
     Parameters
     ----------
     path : path
-        MRC (see `read_mrc`), NIfTI (stored as ``(x, y, z)``, transposed here) or NPY (taken as ``(z, y, x)``).
+        MRC (see `read_mrc`), NIfTI (stored as ``(x, y, z)``, transposed here), NPY (taken as ``(z, y, x)``) or a PNG
+        montage (see `read_montage`). ``000005@stack.mrcs`` is the fifth volume of an MRC stack, read alone.
     permissive : bool
         See `read_mrc`.
 
@@ -106,7 +182,10 @@ def read_volume(path: str | os.PathLike[str], *, permissive: bool = False) -> np
     path = Path(path)
     shape = check_volume_file(path, permissive=permissive)
     if str(path).lower().endswith(MRC_SUFFIXES):
-        return read_mrc(path, permissive=permissive).data
+        file, number = stack_member(path)
+        return read_mrc(file, volume=None if number is None else number - 1, permissive=permissive).data
+    if str(path).lower().endswith(MONTAGE_SUFFIXES):
+        return read_montage(path)
     stored = _open_array(path)
     try:
         array = stored if isinstance(stored, np.ndarray) else np.transpose(np.asanyarray(stored))

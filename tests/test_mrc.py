@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import arrays
 from monai.transforms import LoadImage
 
 from cryo_monai.errors import InputError
-from cryo_monai.mrc import MRCReader, read_mrc, write_mrc
+from cryo_monai.mrc import read_mrc, write_mrc
 from cryo_monai.mrc_header import read_mrc_header
+from cryo_monai.mrc_reader import MRCReader
 
 SHAPE = (10, 12, 14)
 

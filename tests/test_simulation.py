@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+from cryo_monai.simulation.folders import Journal
 
 from cryo_monai.errors import InputError
 from cryo_monai.mrc import read_mrc
 from cryo_monai.simulation import SimulationSettings, read_preset, settings_from, write_dataset, write_tomograms
-from cryo_monai.simulation.folders import Journal
 from cryo_monai.simulation.loading import load_structures
 from cryo_monai.simulation.packing import Packing
 from cryo_monai.simulation.scenes import SceneRenderer
@@ -135,9 +135,9 @@ def test_other_settings_foreign_folders_and_two_runs_at_once_are_refused(tmp_pat
     with pytest.raises(InputError, match=r"not empty and not a simulation \(thesis.tex\)"):
         write(tmp_path / "b")
     (tmp_path / "c").mkdir()
-    with (tmp_path / "c" / ".simulating").open("a") as lock:
+    with (tmp_path / "c" / ".in_use").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is simulating into it"):
+        with pytest.raises(InputError, match="another process is writing into it"):
             write(tmp_path / "c")
     with pytest.raises(InputError, match="too few"):
         write(tmp_path / "d", num_per_class=2)

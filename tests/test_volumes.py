@@ -1,7 +1,10 @@
+import bz2
 import re
+import tracemalloc
 import warnings
 from pathlib import Path
 
+import mrcfile
 import nibabel
 import numpy as np
 import pytest
@@ -10,8 +13,17 @@ from monai.transforms import Compose
 
 from cryo_monai.datasets import CachedVolumes, ResumableSampler
 from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.listings import list_volumes
 from cryo_monai.mrc import write_mrc
-from cryo_monai.volumes import LoadVolumed, check_volume_file, read_volume
+from cryo_monai.volumes import (
+    LoadVolumed,
+    check_volume_file,
+    read_volume,
+    stack_member,
+    volume_facts,
+    volume_identity,
+    volume_path,
+)
 
 SHAPE = (10, 12, 14)
 
@@ -81,6 +93,110 @@ def test_a_constant_volume_is_loaded_with_a_warning(tmp_path: Path) -> None:
     path = write(tmp_path / "flat.mrc", np.ones(SHAPE, "f4"))
     with pytest.warns(UserWarning, match=r"flat\.mrc: every voxel has the same value"):
         LoadVolumed("image")({"image": str(path)})
+
+
+def write_stack(path: Path, count: int = 4, dtype: str = "f4", byte_order: str = "<") -> np.ndarray:
+    """An ISPG 401 stack of ``count`` volumes."""
+    volumes = (
+        np.random.default_rng(2).integers(0, 100, (count, *SHAPE)).astype(np.dtype(dtype).newbyteorder(byte_order))
+    )
+    with mrcfile.new(path) as file:
+        file.set_data(volumes)
+        file.voxel_size = 10.0
+    return volumes
+
+
+@pytest.mark.parametrize(("dtype", "byte_order"), [("f4", "<"), ("f4", ">"), ("i2", "<"), ("u2", ">"), ("i1", "<")])
+def test_relion_names_count_the_volumes_of_a_stack_from_one(tmp_path: Path, dtype: str, byte_order: str) -> None:
+    volumes = write_stack(tmp_path / "a b.mrcs", dtype=dtype, byte_order=byte_order)
+    for number in range(4):
+        for name in (f"{number + 1:06d}@a b.mrcs", f"{number + 1}@a b.mrcs"):
+            assert check_volume_file(tmp_path / name) == SHAPE
+            assert np.array_equal(read_volume(tmp_path / name), volumes[number])
+            assert np.array_equal(LoadVolumed("image")({"image": str(tmp_path / name)})["image"][0], volumes[number])
+    assert [i["path"] for i in list_volumes(tmp_path / "3@a b.mrcs")] == [str(tmp_path / "3@a b.mrcs")]
+
+
+def test_compressed_stacks_and_stacks_of_one_are_read_too(tmp_path: Path) -> None:
+    volumes = write_stack(tmp_path / "a.mrc")
+    (tmp_path / "b.mrc.bz2").write_bytes(bz2.compress((tmp_path / "a.mrc").read_bytes()))
+    assert np.array_equal(read_volume(tmp_path / "2@b.mrc.bz2"), volumes[1])
+    one = write_stack(tmp_path / "one.mrcs", count=1)
+    assert np.array_equal(read_volume(tmp_path / "1@one.mrcs"), one[0])
+    assert np.array_equal(read_volume(tmp_path / "one.mrcs"), one[0])
+
+
+def test_impossible_members_of_stacks_are_refused_with_a_hint(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs")
+    write(tmp_path / "v.npy", volume())
+    for name, reason in {
+        "a.mrcs": r"holds 4 volume\(s\).*name one as .*/000001@a\.mrcs",
+        "0@a.mrcs": "no volume 0 in a file of 4; they count from 1",
+        "5@a.mrcs": "no volume 5 in a file of 4",
+        "1@none.mrcs": "no such file",
+        "1@v.npy": "only MRC stacks",
+        "1@a.xyz": "unknown extension",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path / name}: ") + reason):
+            read_volume(tmp_path / name)
+
+
+def test_one_volume_of_a_stack_is_read_without_the_others(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", count=2)
+    header = bytearray((tmp_path / "a.mrcs").read_bytes()[:1024])
+    count = 2**30 // np.zeros(SHAPE, "f4").nbytes
+    header[8:12] = np.int32(SHAPE[0] * count).tobytes()
+    with (tmp_path / "sparse.mrcs").open("wb") as file:
+        file.write(header)
+        file.truncate(1024 + count * np.zeros(SHAPE, "f4").nbytes)
+    tracemalloc.start()
+    data = read_volume(tmp_path / f"{count}@sparse.mrcs")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert data.shape == SHAPE
+    assert peak < 2**22
+
+
+def test_a_file_whose_name_has_the_syntax_is_itself(tmp_path: Path) -> None:
+    path = write(tmp_path / "5@a.mrc", volume())
+    assert stack_member(path) == (path, None)
+    assert np.array_equal(read_volume(path), volume())
+    (tmp_path / "7@folder").mkdir()
+    inner = write(tmp_path / "7@folder" / "a.mrc", volume())
+    assert volume_path("7@folder/a.mrc", tmp_path) == inner
+
+
+def test_numbers_before_a_path_are_moved_to_its_file(tmp_path: Path) -> None:
+    # RELION writes NNNNNN@PATH
+    assert volume_path("000005@sub/s.mrcs", Path("/data")) == Path("/data/sub/000005@s.mrcs")
+    assert volume_path("5@/abs/s.mrcs", Path("/data")) == Path("/abs/5@s.mrcs")
+    assert volume_path("sub/5@s.mrcs", Path("/data")) == Path("/data/sub/5@s.mrcs")
+    assert volume_path("a.mrc", Path("/data")) == Path("/data/a.mrc")
+
+
+def test_one_volume_has_one_identity(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs")
+    (tmp_path / "link.mrcs").symlink_to("a.mrcs")
+    names = ("1@a.mrcs", "000001@a.mrcs", "1@link.mrcs")
+    assert len({volume_identity(tmp_path / name) for name in names}) == 1
+    assert volume_identity(tmp_path / "2@a.mrcs") != volume_identity(tmp_path / "1@a.mrcs")
+
+
+def test_headers_tell_shape_voxel_size_and_data_type(tmp_path: Path) -> None:
+    write_mrc(tmp_path / "a.mrc", volume().astype("i2"), voxel_size=(3.0, 4.0, 5.0))
+    facts = volume_facts(tmp_path / "a.mrc")
+    assert (facts.shape, facts.data_type) == (SHAPE, "int16")
+    assert facts.voxel_size == pytest.approx((3.0, 4.0, 5.0))
+    for name in ("a.npy", "a.nii"):
+        facts = volume_facts(write(tmp_path / name, volume()))
+        assert (facts.shape, facts.voxel_size, facts.data_type) == (SHAPE, None, "float32")
+
+
+def test_shared_stack_is_read_by_number(shared_data: Path) -> None:
+    stack = shared_data / "mrc" / "volstack_ispg401.mrcs"
+    with mrcfile.open(stack) as file:
+        for number, data in enumerate(file.data, start=1):
+            assert np.array_equal(read_volume(stack.with_name(f"{number}@{stack.name}")), data)
 
 
 def items(*paths: Path) -> list[dict[str, object]]:

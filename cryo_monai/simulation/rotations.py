@@ -43,3 +43,17 @@ def relion_angles(matrices: Array) -> Array:
     # Reversing both axes takes a matrix from (z, y, x) to (x, y, z).
     inverse = Rotation.from_matrix(matrices[..., ::-1, ::-1]).inv()
     return np.asarray(inverse.as_euler("ZYZ", degrees=True))
+
+
+def rotation_matrices_of_angles(angles: npt.ArrayLike) -> Array:
+    """Matrices `(n, 3, 3)` that act on ``(z, y, x)`` vectors, of RELION's angles; the inverse of `relion_angles`.
+
+    Parameters
+    ----------
+    angles : array
+        `(n, 3)`, ``(rot, tilt, psi)`` in degrees.
+    """
+    from scipy.spatial.transform import Rotation
+
+    matrices = Rotation.from_euler("ZYZ", np.asarray(angles, dtype=np.float64), degrees=True).inv().as_matrix()
+    return np.ascontiguousarray(matrices[..., ::-1, ::-1])

@@ -17,7 +17,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.assemblies import ASSEMBLIES
-from cryo_monai.simulation.folders import Journal, claimed, listing, note_recipe
+from cryo_monai.folders import Journal, claimed, listing, note_recipe
 from cryo_monai.simulation.loading import StructureEntry, load_structures
 from cryo_monai.simulation.microscope import missing_wedge_mask
 from cryo_monai.simulation.packing import Packing

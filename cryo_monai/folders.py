@@ -1,4 +1,4 @@
-"""Folders of simulated data: claimed by one run, resumed by the same call, refused to another."""
+"""Output folders: claimed by one process, resumed by the same call, refused to another."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from typing import Any
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 
-RECIPE = "simulation.json"
-LOCK = ".simulating"
+LOCK = ".in_use"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder, new or of a simulation, for one process; the operating system lets go when that ends.
+def claimed(folder: Path, kind: str = "simulation") -> Iterator[None]:
+    """Hold a folder, new or of this kind, for one process; the operating system lets go when that ends.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when missing.
+    kind : str
+        What is made there; ``KIND.json`` in it is the mark of such a folder, see `note_recipe`.
 
     Raises
     ------
     InputError
-        When another process is simulating into it, when it holds something else, or cannot be made.
+        When another process is writing into it, when it holds something else, or cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder")
-    if folder.exists() and not (folder / RECIPE).is_file():
+    if folder.exists() and not (folder / f"{kind}.json").is_file():
         others = [entry.name for entry in folder.iterdir() if entry.name != LOCK]
         if others:
-            raise InputError(f"{folder}: not empty and not a simulation ({others[0]}); choose another --output_dir")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise InputError(f"{folder}: not empty and not {article} {kind} ({others[0]}); choose another --output_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK).open("a")
@@ -41,7 +48,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{folder}: another process is simulating into it") from None
+            raise InputError(f"{folder}: another process is writing into it") from None
         try:
             yield
         finally:
@@ -50,8 +57,8 @@ def claimed(folder: Path) -> Iterator[None]:
                 folder.rmdir()  # nothing came of it
 
 
-def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write down what is being simulated, or check that what is written there says the same.
+def note_recipe(folder: Path, recipe: Mapping[str, Any], kind: str = "simulation") -> None:
+    """Write down what is being made, in ``KIND.json``, or check that what is written there says the same.
 
     Raises
     ------
@@ -60,7 +67,7 @@ def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     """
     # A round trip through JSON, so that tuples and lists compare equal.
     wanted = json.loads(json.dumps(recipe, allow_nan=False))
-    note = folder / RECIPE
+    note = folder / f"{kind}.json"
     if not note.is_file():
         atomic_write_text(note, json.dumps(wanted, indent=1) + "\n")
         return
@@ -72,8 +79,7 @@ def note_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     differing = [key for key in flat_wanted | flat_there if flat_there.get(key) != flat_wanted.get(key)]
     if differing:
         raise InputError(
-            f"{folder}: holds a simulation with other settings ({', '.join(differing[:5])}); "
-            "choose another --output_dir"
+            f"{folder}: holds another {kind} with other settings ({', '.join(differing[:5])}); choose another --output_dir"
         )
 
 

@@ -1,0 +1,19 @@
+"""Particle lists of RELION, Warp, STOPGAP, Dynamo, copick, the CryoET Data Portal and plain text."""
+
+from __future__ import annotations
+
+from cryo_monai.particles.classes import write_classes
+from cryo_monai.particles.reading import read_particles
+from cryo_monai.particles.table import Particles, TomogramRecord, make_particles
+from cryo_monai.particles.tomograms import read_tomogram_table
+from cryo_monai.particles.writing import write_particles
+
+__all__ = [
+    "Particles",
+    "TomogramRecord",
+    "make_particles",
+    "read_particles",
+    "read_tomogram_table",
+    "write_classes",
+    "write_particles",
+]

@@ -1,0 +1,238 @@
+"""Predicted classes written back into the format that the particles came in.
+
+RELION numbers classes from 1 (``rlnClassNumber``) and keeps columns that it does not know (3dem/relion,
+src/metadata_table.cpp, unknown labels), as Warp and M do with columns of others. The programs behind STOPGAP and Dynamo
+read numbers in fixed columns, so that names and probabilities go to a file beside their lists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_text
+from cryo_monai.particles.delimited import read_delimited
+from cryo_monai.particles.dynamo import dynamo_columns
+from cryo_monai.particles.portal import read_objects
+from cryo_monai.particles.relion import particle_table
+from cryo_monai.particles.star import StarTable, read_star, with_columns
+from cryo_monai.particles.stopgap import stopgap_table
+from cryo_monai.particles.table import Particles
+from cryo_monai.particles.text import TextColumns, read_text
+from cryo_monai.particles.writing import decimal, delimited_text
+
+UNKNOWN = "unknown"
+# Column 22, https://wiki.dynamo.biozentrum.unibas.ch/w/index.php/Table_convention
+_DYNAMO_CLASS = 21
+
+
+def write_classes(
+    path: str | os.PathLike[str],
+    particles: Particles,
+    *,
+    class_numbers: Sequence[int] | npt.NDArray[np.integer[Any]],
+    class_names: Sequence[str],
+    probabilities: npt.ArrayLike,
+) -> Path:
+    """Write the file that particles were read from once more, with a class for each of them.
+
+    RELION, Warp: ``rlnClassNumber``, ``cryomonaiClassName``, ``cryomonaiProbability``. Delimited text: class,
+    class_name, probability; a header is added where there was none. Portal: keys class_name and probability. STOPGAP,
+    Dynamo: their class column, and ``<name>_classes.csv`` beside it. copick: a folder with one picks file per run and
+    class, below ``ExperimentRuns/<run>/Picks``, or in the folder itself for picks without a run; scores are
+    probabilities. All other text stays as it was; of a selection, only its rows are written.
+
+    Parameters
+    ----------
+    path : path
+        With the ending of the file that came in; a folder for copick.
+    particles : Particles
+        As read, or a selection of it.
+    class_numbers : sequence of int
+        From 1; 0 for the class "unknown", and for it alone.
+    class_names : sequence of str
+        One each.
+    probabilities : array
+        `(n,)`, 0 to 1.
+
+    Returns
+    -------
+    Path
+        What was written.
+
+    Raises
+    ------
+    InputError
+        When the target is the file that came in, also by another name, or has another ending; when that file has
+        changed since it was read; when lengths, numbers and names do not fit together.
+    """
+    path = Path(path)
+    numbers = [int(number) for number in class_numbers]
+    names = [str(name) for name in class_names]
+    shares = np.asarray(probabilities, dtype=np.float64).reshape(-1)
+    _check(particles, numbers, names, shares)
+    source = _checked_source(path, particles)
+    texts = [decimal(share) for share in shares]
+    if particles.format == "copick":
+        return _write_copick(path, particles, names, shares)
+    rows = [int(row) for row in particles.columns.index]
+    classes = [str(number) for number in numbers]
+    if particles.format == "portal":
+        text = _portal_text(source, particles, rows, names, shares)
+    elif particles.format == "csv":
+        values = {"class": classes, "class_name": names, "probability": texts}
+        text = _delimited_text(source, particles, rows, values)
+    elif particles.format == "dynamo":
+        table = dynamo_columns(source)
+        _check_unchanged(table, particles, rows)
+        kept = [[*table.rows[row]] for row in rows]
+        for row, number in zip(kept, classes, strict=True):
+            row[_DYNAMO_CLASS] = number
+        text = "".join(" ".join(row) + "\n" for row in kept)
+    elif particles.format == "stopgap":
+        text = _star_text(source, stopgap_table(read_star(source)), particles, rows, {"class": classes})
+    else:
+        values = {"rlnClassNumber": classes, "cryomonaiClassName": names, "cryomonaiProbability": texts}
+        text = _star_text(source, particle_table(source, read_star(source)), particles, rows, values)
+    atomic_write_text(path, text)
+    table_map = source.with_suffix(".doc")
+    if particles.format == "dynamo" and table_map.is_file():
+        atomic_write_text(path.with_suffix(".doc"), read_text(table_map))
+    if particles.format in ("dynamo", "stopgap"):
+        listed = zip(particles.ids, classes, names, texts, strict=True)
+        beside = delimited_text([["id", "class", "class_name", "probability"], *(list(row) for row in listed)])
+        atomic_write_text(path.with_name(f"{path.stem}_classes.csv"), beside)
+    return path
+
+
+def _check(particles: Particles, numbers: list[int], names: list[str], shares: npt.NDArray[np.float64]) -> None:
+    lengths = {"class_numbers": len(numbers), "class_names": len(names), "probabilities": len(shares)}
+    for name, length in lengths.items():
+        if length != len(particles):
+            raise InputError(f"{length} {name} for {len(particles)} particles")
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise InputError(f"probability {shares[~((shares >= 0) & (shares <= 1))][0]:g} is not between 0 and 1")
+    by_number: dict[int, str] = {}
+    by_name: dict[str, int] = {}
+    for number, name in zip(numbers, names, strict=True):
+        if number < 0 or (number == 0) != (name == UNKNOWN):
+            raise InputError(f"class {name!r} has number {number}; numbers begin at 1, and 0 is {UNKNOWN!r} alone")
+        if by_number.setdefault(number, name) != name or by_name.setdefault(name, number) != number:
+            raise InputError(
+                f"class {number} is {by_number[number]!r} and {name!r} is class {by_name.get(name, number)}"
+            )
+
+
+def _checked_source(path: Path, particles: Particles) -> Path:
+    source = particles.path
+    if source is None:
+        raise InputError(f"{path}: these particles were read from no file; use write_particles")
+    if path.exists() and path.samefile(source):
+        raise InputError(f"{path}: is the list that was read ({source}); choose another name")
+    if particles.format == "copick":
+        if path.suffix or path.is_file():
+            raise InputError(f"{path}: picks of copick are written to a folder; name one")
+    elif path.suffix.lower() != source.suffix.lower():
+        raise InputError(f"{path}: the list came as {source.suffix}; end the name in {source.suffix}")
+    return source
+
+
+def _check_unchanged(columns: TextColumns, particles: Particles, rows: Sequence[int]) -> None:
+    kept = particles.columns
+    same = list(kept.columns) == columns.names and all(
+        row < len(columns) and columns.rows[row] == texts
+        for row, texts in zip(rows, kept.to_numpy(dtype=object).tolist(), strict=True)
+    )
+    if not same:
+        raise InputError(f"{columns.path}: has changed since it was read; read it again")
+
+
+def _star_text(
+    source: Path, table: StarTable | None, particles: Particles, rows: list[int], values: dict[str, list[str]]
+) -> str:
+    if table is None:
+        raise InputError(f"{source}: has changed since it was read; read it again")
+    _check_unchanged(table.columns, particles, rows)
+    return with_columns(source, table, rows, values)
+
+
+def _delimited_text(source: Path, particles: Particles, rows: list[int], values: dict[str, list[str]]) -> str:
+    content = read_delimited(source)
+    _check_unchanged(content.columns, particles, rows)
+    names = [*content.columns.names, *(name for name in values if name not in content.columns)]
+    out = [names]
+    for n, row in enumerate(rows):
+        cells = dict(zip(content.columns.names, content.columns.rows[row], strict=True))
+        cells |= {name: texts[n] for name, texts in values.items()}
+        out.append([cells[name] for name in names])
+    end = "\r\n" if "\r\n" in read_text(source) else "\n"
+    return delimited_text(out, delimiter=content.delimiter, end=end)
+
+
+def _portal_text(
+    source: Path, particles: Particles, rows: list[int], names: list[str], shares: npt.NDArray[np.float64]
+) -> str:
+    objects, _ = read_objects(source)
+    if len(objects) <= max(rows, default=-1):
+        raise InputError(f"{source}: has changed since it was read; read it again")
+    lines = []
+    for row, name, share in zip(rows, names, shares, strict=True):
+        content = {**objects[row], "class_name": name, "probability": round(float(share), 6)}
+        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _write_copick(folder: Path, particles: Particles, names: list[str], shares: npt.NDArray[np.float64]) -> Path:
+    """Write picks for each run and class; session 0 tells copick that a tool made them."""
+    objects = {name: _copick_name(name) for name in sorted(set(names))}
+    if len(set(objects.values())) < len(objects):
+        raise InputError(f"{folder}: copick would call two classes alike: {', '.join(objects)}")
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, (run, name) in enumerate(zip(particles.tomograms, names, strict=True)):
+        groups.setdefault((run, objects[name]), []).append(row)
+    instances = particles.columns.get("instance_id")
+    for (run, name), rows in sorted(groups.items()):
+        points = []
+        for row in rows:
+            z, y, x = (float(value) for value in particles.coordinates[row])
+            transform = np.eye(4)
+            if particles.rotations is not None:
+                transform[:3, :3] = particles.rotations[row][::-1, ::-1]
+            points.append(
+                {
+                    "location": {"x": x, "y": y, "z": z},
+                    "transformation_": transform.tolist(),
+                    "instance_id": 0 if instances is None else json.loads(instances.iloc[row] or "0"),
+                    "score": round(float(shares[row]), 6),
+                }
+            )
+        content = {
+            "pickable_object_name": name,
+            "user_id": "cryo-monai",
+            "session_id": "0",
+            "run_name": run or None,
+            "voxel_spacing": None,
+            "unit": "angstrom",
+            "points": points,
+            "trust_orientation": particles.rotations is not None,
+        }
+        where = folder / "ExperimentRuns" / run / "Picks" if run else folder
+        atomic_write_text(where / f"cryo-monai_0_{name}.json", json.dumps(content, indent=1) + "\n")
+    return folder
+
+
+def _copick_name(name: str) -> str:
+    """Return a name that copick takes for an object: no blank, no underscore, nothing file names may not hold."""
+    # copick/copick, src/copick/util/escape.py
+    clean = re.sub(r"""[<>:"/\\|?*\x00-\x1f\x7f\s_]""", "-", name).strip("-")
+    if not clean:
+        raise InputError(f"class {name!r} cannot name an object of copick")
+    return clean

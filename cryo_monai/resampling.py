@@ -1,0 +1,185 @@
+"""A box around any point of a tomogram, at any voxel size and pose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cryo_monai.errors import InputError
+
+Volume = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
+RESCALINGS = ("fourier", "lanczos")
+LANCZOS_LOBES = 3
+# Fourier sums take the region for periodic: beyond the box they have this share of it, where the seam rings.
+FOURIER_MARGIN = 0.25
+
+
+class Readable(Protocol):
+    """A volume of which regions can be read."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(z, y, x)``."""
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> Volume:
+        """Read the region between two corners."""
+
+
+def fourier_matrix(length: int, positions: Array, spacing: float) -> Array:
+    """Matrix `(M, length)` that evaluates a periodic signal between its samples, low-passed for a coarser spacing.
+
+    It is the discrete Fourier transform, cut off where the coarser samples' Nyquist frequency lies, and the inverse
+    sum at the new positions: a Fourier crop for any ratio and offset. Where both grids coincide it is the identity.
+
+    Parameters
+    ----------
+    length : int
+        Number of samples.
+    positions : array
+        `(M,)`, in samples from the first.
+    spacing : float
+        Distance of the new samples, in old ones.
+    """
+    cutoff = 0.5 * length / max(1.0, spacing)
+    offsets = np.asarray(positions, dtype=np.float64)[:, None] - np.arange(length)
+    frequencies = np.arange(1, math.floor(cutoff + 1e-9) + 1)
+    # The coefficient at the Nyquist frequency itself is shared by both signs.
+    weights = np.where(np.isclose(frequencies, cutoff), 0.5, 1.0)
+    waves = np.cos(2 * np.pi / length * frequencies[:, None, None] * offsets)
+    return np.asarray((1 + 2 * np.tensordot(weights, waves, 1)) / length)
+
+
+def lanczos_matrix(length: int, positions: Array, spacing: float) -> Array:
+    """Matrix `(M, length)` that interpolates with a Lanczos kernel of three lobes, widened for a coarser spacing.
+
+    The kernel is as wide as the coarser of both grids wants (as Pillow's and torch's antialiased resizing have it), its
+    weights sum to one, and beyond the ends a signal has its last value.
+    """
+    width = max(1.0, spacing)
+    reach = math.ceil(LANCZOS_LOBES * width)
+    nearest = np.floor(np.asarray(positions, dtype=np.float64)).astype(int)
+    taps = nearest[:, None] + np.arange(-reach, reach + 2)
+    distance = (positions[:, None] - taps) / width
+    weights = np.where(abs(distance) < LANCZOS_LOBES, np.sinc(distance) * np.sinc(distance / LANCZOS_LOBES), 0.0)
+    weights /= weights.sum(1, keepdims=True)
+    matrix = np.zeros((len(positions), length))
+    np.add.at(matrix, (np.arange(len(positions))[:, None], taps.clip(0, length - 1)), weights)
+    return matrix
+
+
+def cut_box(
+    tomogram: Readable,
+    place: npt.ArrayLike,
+    box: int,
+    *,
+    spacing: float = 1.0,
+    rotation: npt.ArrayLike | None = None,
+    rescaling: str = "fourier",
+) -> tuple[Volume, float]:
+    """Cut a cube out of a tomogram; its voxel ``box // 2`` of each axis lies exactly at a point.
+
+    Parameters
+    ----------
+    tomogram : Readable
+        Read once, where the box is.
+    place : array
+        `(3,)`, ``(z, y, x)`` in the tomogram's voxels, with fractions.
+    box : int
+        Edge of the cube in voxels.
+    spacing : float
+        Edge of the cube's voxels, in the tomogram's voxels; above 1 what the coarser grid cannot hold is taken out.
+    rotation : array, optional
+        `(3, 3)`, from reference to particle, on ``(z, y, x)`` vectors: the particle is turned back into the pose of
+        the reference. Cubic splines interpolate.
+    rescaling : str
+        ``"fourier"`` (see `fourier_matrix`) or ``"lanczos"`` (see `lanczos_matrix`).
+
+    Returns
+    -------
+    volume : array
+        `(box, box, box)`.
+    inside : float
+        The share of the region, read for the box itself, that lies within the tomogram. The rest had the mean of what
+        is inside.
+
+    Raises
+    ------
+    InputError
+        When nothing of the box lies inside, or for an unknown rescaling.
+    """
+    if rescaling not in RESCALINGS:
+        raise InputError(f"rescaling: {rescaling!r} is not one of {', '.join(RESCALINGS)}")
+    centre = np.asarray(place, dtype=np.float64)
+    if rotation is None:
+        return _axis_parallel(tomogram, centre, box, spacing, rescaling)
+    # A cube that holds the turned one, with room for the splines.
+    larger = math.ceil(box * math.sqrt(3)) + 4
+    around, inside = _axis_parallel(tomogram, centre, larger, spacing, rescaling)
+    return turned(around, np.asarray(rotation, dtype=np.float64), box), inside
+
+
+def turned(volume: Volume, rotation: Array, box: int) -> Volume:
+    """Turn a cube about its voxel ``n // 2``: the voxel at ``p`` from there is that at ``rotation @ p``.
+
+    Parameters
+    ----------
+    volume : array
+        `(n, n, n)`.
+    rotation : array
+        `(3, 3)` on ``(z, y, x)`` vectors.
+    box : int
+        Edge of the result.
+    """
+    from scipy.ndimage import affine_transform
+
+    offset = volume.shape[0] // 2 - rotation @ np.full(3, box // 2)
+    return np.asarray(affine_transform(volume, rotation, offset, (box,) * 3, order=3, mode="nearest"), np.float32)
+
+
+def _axis_parallel(tomogram: Readable, centre: Array, box: int, spacing: float, rescaling: str) -> tuple[Volume, float]:
+    grid = (np.arange(box) - box // 2) * spacing
+    whole = spacing == 1.0 and bool(np.all(centre == np.round(centre)))
+    if whole:
+        margin = 0
+    elif rescaling == "fourier":
+        margin = math.ceil(FOURIER_MARGIN * box * spacing)
+    else:
+        margin = math.ceil(LANCZOS_LOBES * max(1.0, spacing)) + 1
+    start = np.floor(centre + grid[0]).astype(int) - margin
+    length = math.ceil(grid[-1] - grid[0]) + 2 + 2 * margin if not whole else box
+    region, inside = _padded(tomogram, start, length, margin)
+    if whole:
+        return region, inside
+    make = fourier_matrix if rescaling == "fourier" else lanczos_matrix
+    # The mean is left out of the sums: a constant stays one, to the last bit.
+    mean = region.mean(dtype=np.float64)
+    data = region - np.float32(mean)
+    for axis in range(3):
+        matrix = make(length, centre[axis] + grid - start[axis], spacing).astype(np.float32)
+        # The first axis is taken off and the new one put last; three times restore the order.
+        data = np.tensordot(data, matrix, axes=([0], [1]))
+    return data + np.float32(mean), inside
+
+
+def _padded(tomogram: Readable, start: npt.NDArray[np.int_], length: int, margin: int) -> tuple[Volume, float]:
+    """Read a cube that may reach beyond the tomogram; there it has the mean of what is inside."""
+    shape = np.asarray(tomogram.shape)
+    low, high = np.maximum(start, 0), np.minimum(start + length, shape)
+    # Of the box without its margin.
+    own = np.minimum(start + length - margin, shape) - np.maximum(start + margin, 0)
+    if np.any(own <= 0):
+        raise InputError(
+            f"no voxel of the box at {tuple(int(s) for s in start)} lies inside a tomogram of {tomogram.shape}"
+        )
+    inside = float(np.prod(own / (length - 2 * margin)))
+    data = tomogram.read([int(n) for n in low], [int(n) for n in high])
+    if data.shape == (length,) * 3:
+        return data, inside
+    padded = np.full((length,) * 3, data.mean(dtype=np.float64), dtype=np.float32)
+    padded[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = data
+    return padded, inside

@@ -1,0 +1,321 @@
+"""Tomograms on disk, read by region: MRC mapped into memory, TIFF and OME-Zarr with the extra ``tomograms``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.mrc_header import HEADER_BYTES, read_mrc_header
+
+MRC_ENDINGS = (".mrc", ".rec", ".map", ".st", ".ali")
+TIFF_ENDINGS = (".tif", ".tiff")
+ZARR_ENDINGS = (".zarr",)
+TOMOGRAM_ENDINGS = (*MRC_ENDINGS, *TIFF_ENDINGS, *ZARR_ENDINGS)
+# Nothing is allocated for what a header declares: only the file's size limits it.
+NO_LIMIT = 2**62
+ANGSTROMS = {
+    "a": 1.0,
+    "å": 1.0,
+    "angstrom": 1.0,
+    "nm": 10.0,
+    "nanometer": 10.0,
+    "um": 1e4,
+    "µm": 1e4,
+    "micrometer": 1e4,
+}
+ENDING = re.compile(r"(\.tomostar|\.mrc|\.rec|\.map|\.st|\.ali|\.tiff?|\.zarr|_\d+(\.\d+)?Apx)$", re.IGNORECASE)
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Tomogram:
+    """A tomogram that stays on disk.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder of a Zarr array.
+    shape : tuple of int
+        ``(z, y, x)``.
+    voxel_size : float or None
+        Å; None when the file does not say.
+    load : callable
+        Returns a region as an array of the file's type; see `read`.
+    origin : tuple of float
+        Where programs that show the tomogram put its first voxel, ``(z, y, x)`` in Å.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    voxel_size: float | None
+    load: Callable[[Region], npt.NDArray[Any]]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def name(self) -> str:
+        """File name without what `tomogram_name` takes off."""
+        return tomogram_name(str(self.path))
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read a region `(z, y, x)` as float32; nothing of the file stays mapped afterwards.
+
+        Parameters
+        ----------
+        start, stop : sequence of int
+            Corners, ``0 <= start < stop <= shape``.
+
+        Raises
+        ------
+        InputError
+            When the file cannot be read there.
+        """
+        region = (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2]))
+        try:
+            data = np.array(self.load(region), dtype=np.float32, order="C")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path}: not readable at {tuple(start)} ({error})") from error
+        return data
+
+
+def open_tomogram(
+    path: str | os.PathLike[str], *, voxel_size: float | None = None, permissive: bool = False
+) -> Tomogram:
+    """Open a tomogram from its header alone.
+
+    Parameters
+    ----------
+    path : path
+        MRC of any size (modes 0, 1, 2, 6, 12); TIFF, a stack of sections; OME-Zarr (its first, finest level, or the
+        level that the path names, ``tomogram.zarr/1``) or a Zarr array of three dimensions.
+    voxel_size : float, optional
+        Å; goes before what the file says.
+    permissive : bool
+        Accept old MRC files; see `read_mrc`.
+
+    Raises
+    ------
+    InputError
+        One line naming the file and the reason: unreadable, compressed as a whole, not three-dimensional, not cubic
+        voxels, or of a format whose library is not installed.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"{file}: no such file")
+    lower = str(file).lower()
+    if voxel_size is not None and not voxel_size > 0:
+        raise InputError(f"{file}: voxel size {voxel_size} must be positive")
+    if lower.endswith((".gz", ".bz2")):
+        raise InputError(f"{file}: a compressed tomogram cannot be read by region; decompress it first")
+    if any(part.endswith(ZARR_ENDINGS) for part in lower.split(os.sep)):
+        tomogram = _open_zarr(file)
+    elif lower.endswith(TIFF_ENDINGS):
+        tomogram = _open_tiff(file)
+    elif lower.endswith(MRC_ENDINGS):
+        tomogram = _open_mrc(file, permissive)
+    else:
+        raise InputError(f"{file}: unknown extension; tomograms end in {', '.join(TOMOGRAM_ENDINGS)}")
+    if len(tomogram.shape) != 3 or min(tomogram.shape) < 2:
+        raise InputError(f"{file}: shape {tomogram.shape} is not one (z, y, x) volume")
+    if voxel_size is not None:
+        return replace(tomogram, voxel_size=float(voxel_size))
+    return tomogram
+
+
+def _open_mrc(file: Path, permissive: bool) -> Tomogram:
+    header = read_mrc_header(file, permissive=permissive, max_bytes=NO_LIMIT)
+    if header.volumes > 1:
+        raise InputError(f"{file}: a stack of {header.volumes} volumes, not a tomogram")
+
+    def load(region: Region) -> npt.NDArray[Any]:
+        # Mapped anew for each region: pages of a map that lives on would count as memory in use.
+        offset = HEADER_BYTES + header.extended_bytes
+        mapped = np.memmap(file, dtype=header.dtype, mode="r", offset=offset, shape=header.disk_shape)
+        return mapped.transpose(header.axes)[region]
+
+    return Tomogram(file, header.shape, _cubic(file, header.voxel_size), load, header.origin)
+
+
+def _cubic(file: Path, sizes: Sequence[float] | None) -> float | None:
+    if sizes is None:
+        return None
+    if max(sizes) > 1.001 * min(sizes):
+        shown = " x ".join(f"{size:g}" for size in sizes)
+        raise InputError(
+            f"{file}: voxels of {shown} Å (z, y, x) are not cubes; give the edge with --tomogram_voxel_size"
+        )
+    # Cell edges are stored as float32: six digits are what they hold.
+    return float(f"{np.mean(sizes):.6g}")
+
+
+def _library(name: str, file: Path) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"{file}: needs the library {name}; pip install 'cryo-monai[tomograms]'") from None
+
+
+def _open_tiff(file: Path) -> Tomogram:
+    tifffile = _library("tifffile", file)
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            series = tiff.series[0]
+            shape, mappable = series.shape, series.dataoffset is not None
+            kind, metadata = series.dtype.kind, tiff.imagej_metadata or {}
+            resolution = tiff.pages[0].tags.get("XResolution")
+    except (tifffile.TiffFileError, IndexError, OSError) as error:
+        raise InputError(f"{file}: not readable as TIFF ({error})") from error
+    if kind not in "fiu" or len(shape) != 3 or shape[-1] in (3, 4):
+        raise InputError(f"{file}: TIFF of shape {shape} and type {kind!r} is not a stack of grey sections")
+
+    def load(region: Region) -> npt.NDArray[Any]:
+        if mappable:
+            return np.asarray(tifffile.memmap(file, mode="r")[region])
+        with tifffile.TiffFile(file) as tiff:
+            sections = range(*region[0].indices(shape[0]))
+            return np.stack([tiff.series[0].pages[z].asarray()[region[1:]] for z in sections])
+
+    spacing = metadata.get("spacing")
+    # ImageJ escapes letters beyond ASCII.
+    named = str(metadata.get("unit", "")).replace("\\u00B5", "µ").replace("\\u00C5", "Å")
+    unit = ANGSTROMS.get(named.lower())
+    sizes = None
+    if unit and spacing and resolution is not None and resolution.value[0]:
+        in_plane = resolution.value[1] / resolution.value[0]
+        sizes = (spacing * unit, in_plane * unit, in_plane * unit)
+    return Tomogram(file, tuple(shape), _cubic(file, sizes), load)
+
+
+def _open_zarr(file: Path) -> Tomogram:
+    zarr = _library("zarr", file)
+    try:
+        node = zarr.open(str(file), mode="r")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file}: not readable as Zarr ({error})") from error
+    root, level = node, ""
+    if not hasattr(node, "shape"):
+        levels = [entry["path"] for entry in _multiscale(node).get("datasets", [])]
+        if not levels:
+            raise InputError(f"{file}: a Zarr group without OME multiscales; name an array in it, such as {file}/0")
+        level, node = levels[0], node[levels[0]]
+    else:
+        level = file.name
+        parent = file.parent
+        root = zarr.open(str(parent), mode="r") if parent.suffix in ZARR_ENDINGS else None
+    lead = len(node.shape) - 3
+    if lead < 0 or any(n != 1 for n in node.shape[:lead]):
+        raise InputError(f"{file}: shape {node.shape} is not one (z, y, x) volume")
+
+    def load(region: Region) -> npt.NDArray[Any]:
+        return np.asarray(node[(0,) * lead + region])
+
+    shape = node.shape[lead:]
+    scale = _zarr_scale(_multiscale(root), level) if root is not None else None
+    return Tomogram(file, (shape[0], shape[1], shape[2]), _cubic(file, scale), load)
+
+
+def _multiscale(group: Any) -> Mapping[str, Any]:
+    """Return the first multiscale image of a group: OME-Zarr 0.5 has it below ``ome``, 0.4 at the top."""
+    attributes = dict(group.attrs)
+    found = attributes.get("ome", attributes).get("multiscales") or [{}]
+    first: Mapping[str, Any] = found[0]
+    return first
+
+
+def _zarr_scale(image: Mapping[str, Any], level: str) -> tuple[float, ...] | None:
+    """Voxel size in Å, ``(z, y, x)``, when axes have units of length."""
+    axes = [axis for axis in image.get("axes", []) if isinstance(axis, Mapping)]
+    units = [ANGSTROMS.get(str(axis.get("unit", "")).lower()) for axis in axes if axis.get("type") == "space"]
+    for entry in image.get("datasets", []):
+        for transform in entry.get("coordinateTransformations", []):
+            if entry.get("path") == level and transform.get("type") == "scale" and len(units) == 3 and all(units):
+                return tuple(float(s) * float(u or 1) for s, u in zip(transform["scale"][-3:], units, strict=True))
+    return None
+
+
+def tomogram_name(text: str) -> str:
+    """Return what is the same in the names that programs give one tomogram.
+
+    Folders, endings (``.mrc``, ``.tomostar`` ...) and the pixel size that Warp appends (``_10.00Apx``) are taken off.
+    """
+    name = re.split(r"[/\\]", text.rstrip("/"))[-1]
+    while True:
+        shorter = ENDING.sub("", name)
+        if shorter in (name, ""):
+            return name
+        name = shorter
+
+
+def find_tomograms(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """List tomogram files: those named, those that a pattern (``*``, ``?``) fits, and those directly in folders.
+
+    Raises
+    ------
+    InputError
+        For a place that is not there, or without tomograms.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        is_array = any(part.lower().endswith(ZARR_ENDINGS) for part in place.parts)
+        if not place.exists() and any(mark in place.name for mark in "*?"):
+            files = list(place.parent.glob(place.name))
+        elif not place.exists():
+            raise InputError(f"{place}: no such file or folder")
+        elif place.is_dir() and not is_array:
+            files = list(place.iterdir())
+        else:
+            found.append(place)
+            continue
+        files = [file for file in files if file.name.lower().endswith(TOMOGRAM_ENDINGS) and file.name[0] != "."]
+        if not files:
+            raise InputError(f"{place}: no tomograms here ({', '.join(TOMOGRAM_ENDINGS)})")
+        found += sorted(files)
+    return list(dict.fromkeys(found))
+
+
+def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str) -> dict[str, Path]:
+    """Find the file of each tomogram that a particle list names.
+
+    Names are compared as `tomogram_name` makes them; failing that, a file may have more after the name (``TS_01`` and
+    ``TS_01_bin4_denoised.mrc``) when just one does. One file serves a list of one name, or of none.
+
+    Raises
+    ------
+    DatasetError
+        Naming every tomogram without a file, or with several.
+    """
+    wanted = list(dict.fromkeys(names))
+    if len(wanted) == 1 and len(files) == 1 and (not wanted[0] or _belongs(tomogram_name(wanted[0]), files[0])):
+        return {wanted[0]: files[0]}
+    problems = []
+    chosen: dict[str, Path] = {}
+    for name in wanted:
+        short = tomogram_name(name)
+        same = [file for file in files if tomogram_name(file.name) == short]
+        near = same or [file for file in files if short and _belongs(short, file)]
+        if len(near) == 1:
+            chosen[name] = near[0]
+        elif near:
+            shown = ", ".join(file.name for file in near[:3])
+            problems.append(f"{source}: tomogram {name!r} may be any of {shown}; name the files with --tomograms")
+        else:
+            shown = ", ".join(file.name for file in files[:3])
+            problems.append(f"{source}: no file for tomogram {name!r} among {len(files)} ({shown} ...)")
+    if problems:
+        raise DatasetError(source, problems)
+    return chosen
+
+
+def _belongs(short: str, file: Path) -> bool:
+    """Whether a file's name is the short name, or that and more after a character that is neither letter nor digit."""
+    return re.fullmatch(re.escape(short) + r"([^A-Za-z0-9].*)?", tomogram_name(file.name)) is not None
