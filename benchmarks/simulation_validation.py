@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from report import machine, write_results
 
 from cryo_monai.previews import write_preview
+from cryo_monai.rotations import rotation_matrices
 from cryo_monai.simulation import (
     SimulationSettings,
     Structure,
@@ -34,7 +35,6 @@ from cryo_monai.simulation.imaging import TiltSeriesMicroscope, draw_exposure
 from cryo_monai.simulation.microscope import contrast_transfer, missing_wedge_mask
 from cryo_monai.simulation.packing import Packing
 from cryo_monai.simulation.projection import images_of
-from cryo_monai.simulation.rotations import rotation_matrices
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.structures import structure_of_map
 from cryo_monai.simulation.writing import full_mask

@@ -79,7 +79,8 @@ def note_recipe(folder: Path, recipe: Mapping[str, Any], kind: str = "simulation
     differing = [key for key in flat_wanted | flat_there if flat_there.get(key) != flat_wanted.get(key)]
     if differing:
         raise InputError(
-            f"{folder}: holds another {kind} with other settings ({', '.join(differing[:5])}); choose another --output_dir"
+            f"{folder}: holds another {kind} with other settings ({', '.join(differing[:5])}); "
+            "choose another --output_dir"
         )
 
 

@@ -109,13 +109,15 @@ def classify_tomograms(
     **options: Any,
 ) -> None:
     """Classify the particles of a list where they are; see `classify` of the command line."""
-    from cryo_monai.tomogram_classes import classify_particles, settings_for
     from cryo_monai.particle_pictures import write_particle_slices
+    from cryo_monai.tomogram_classes import classify_particles, settings_for
 
     located = located_particles(particles, tomograms, pixel_size, "", tomogram_voxel_size, permissive)
     settings = settings_for(run_dir, located, **options)
     source = Path(particles.rstrip("/"))
-    target = Path(output) if output else Path(run_dir) / f"{source.stem}_classes{source.suffix}"
+    # Picks of copick are written to a folder.
+    suffix = "" if located.particles.format == "copick" else source.suffix
+    target = Path(output) if output else Path(run_dir) / f"{source.stem}_classes{suffix}"
     with late_bar(desc="classifying", unit="particle") as bar:
         result = classify_particles(
             run_dir,

@@ -31,7 +31,7 @@ def pick(
     min_tilt_deg: float = -60.0,
     max_tilt_deg: float = 60.0,
     low_pass: float = 0.0,
-    shift: float = 20.0,
+    shift: float = 30.0,
     template_box: int = 32,
     top: int = 0,
     review: bool = True,
@@ -121,12 +121,12 @@ def keep(particles: str, review: str, output: str) -> None:
         review: review.csv, as the page saved it or as a spreadsheet did.
         output: the new list, .star, .csv, .tbl or .ndjson.
     """
-    from cryo_monai.particles import read_particles, write_particles
+    from cryo_monai.particles import read_particles
     from cryo_monai.reviewing import kept_particles
 
     before = read_particles(particles)
     after = kept_particles(before, review)
-    write_particles(_new(output), after)
+    _write_list(output, after)
     print(f"{len(after)} of {len(before)} particles kept: {output}")
 
 
@@ -157,12 +157,11 @@ def label(
         class_column: column of the truth that has class names.
     """
     from cryo_monai.matching import label_particles
-    from cryo_monai.particles import write_particles
 
     found = _placed(particles, tomograms, pixel_size)
     known = _placed(truth, tomograms, truth_pixel_size, class_column)
     labelled = label_particles(found, known, distance=distance, fraction=fraction, seed=seed)
-    write_particles(_new(output), labelled)
+    _write_list(output, labelled, class_names=labelled.class_names)
     print(f"{len(labelled)} particles{counts_text(labelled.class_names)}: {output}")
 
 
@@ -215,7 +214,15 @@ def _placed(particles: str, tomograms: str, pixel_size: float, class_column: str
     return read_particles(particles, pixel_size=pixel_size or None, class_column=class_column or None)
 
 
-def _new(output: str) -> str:
-    if Path(output).exists():
+def _write_list(output: str, particles: Particles, *, class_names: list[str] | None = None) -> None:
+    """Write a new file: in the format and with all columns of the one that came in, if its ending is the same."""
+    from cryo_monai.particles import write_particles, write_rows
+
+    target = Path(output)
+    if target.exists():
         raise UsageError(f"{output}: exists; remove it, or choose another name")
-    return output
+    source = particles.path
+    if source is not None and source.suffix.lower() == target.suffix.lower() and particles.format != "copick":
+        write_rows(target, particles, class_names=class_names)
+    else:
+        write_particles(target, particles)

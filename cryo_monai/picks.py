@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import cryo_monai
@@ -50,7 +51,7 @@ class PickSettings:
     low_pass : float
         Å, of the correlation; 0 for Nyquist.
     shift : float
-        How far about a pick the centre is sought.
+        How far about a pick the centre is sought; picks that come closer than ``min_distance`` then become one.
     template_box : int
         Edge of templates in voxels.
     top : int
@@ -71,7 +72,7 @@ class PickSettings:
     min_tilt_deg: float = -60.0
     max_tilt_deg: float = 60.0
     low_pass: float = 0.0
-    shift: float = 20.0
+    shift: float = 30.0
     template_box: int = 32
     top: int = 0
     assembly: str = "1"
@@ -222,22 +223,39 @@ def _selected(
         return list_particles(tomograms, which, places, ids=ids, scores=scores).select(order)
     ranked = [entry for entry in entries if entry["positions"]]
     table = np.concatenate([entry["scores"] for entry in ranked])
-    kept = top_per_class(table, ranked[0]["names"], settings.top or len(table))
-    order = kept.indices[np.argsort(-table[kept.indices].max(1), kind="stable")]
-    names = ranked[0]["names"]
     moved = places + np.concatenate([entry["shifts"] for entry in ranked])
-    return list_particles(
+    moved = moved.clip(0, np.array([tomogram.shape for tomogram in tomograms])[which] - 1)
+    names = ranked[0]["names"]
+    found = list_particles(
         tomograms,
         which,
-        moved.clip(0, np.array([tomogram.shape for tomogram in tomograms])[which] - 1),
+        moved,
         ids=ids,
         scores=table.max(1),
         rotations=_orthogonal(np.concatenate([entry["rotations"] for entry in ranked])),
         class_names=[names[column] for column in table.argmax(1)],
-    ).select(order)
+    )
+    apart = np.sort(np.concatenate([_apart(found, table.max(1), number, settings) for number in range(len(tomograms))]))
+    best = apart[top_per_class(table[apart], names, settings.top or len(table)).indices]
+    return found.select(best[np.argsort(-table[best].max(1), kind="stable")])
 
 
-def _orthogonal(matrices: np.ndarray) -> np.ndarray:
+def _apart(
+    found: LocatedParticles, scores: npt.NDArray[np.float64], number: int, settings: PickSettings
+) -> npt.NDArray[np.int64]:
+    """Rows of a tomogram's picks without those that a better one moved close to."""
+    rows = np.flatnonzero(found.which == number)
+    rows = rows[np.argsort(-scores[rows], kind="stable")]
+    distance = (settings.min_distance or settings.sigma) / (found.tomograms[number].voxel_size or math.nan)
+    kept: list[int] = []
+    for row in rows:
+        near = np.linalg.norm(found.places[kept] - found.places[row], axis=1) if kept else np.array([math.inf])
+        if near.min() >= distance:
+            kept.append(int(row))
+    return np.array(kept, dtype=np.int64)
+
+
+def _orthogonal(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Nearest rotations, after the rounding of JSON."""
     left, _, right = np.linalg.svd(matrices)
     return np.asarray(left @ right)

@@ -259,6 +259,19 @@ def test_a_grouped_split_of_many_sources_comes_near_the_fractions() -> None:
     assert grouped_split(items, names, seed=1) != lists
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hidden_solution_for_classes_of_three_sources_each_is_found(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = np.zeros((15, 12), dtype=int)
+    for column in table.T:
+        for split in range(3):
+            column[rng.choice(np.arange(split, 15, 3))] = rng.integers(1, 9)
+    table = table[table.sum(axis=1) > 0]
+    assert len(table) > 11  # beyond trying all
+    lists = grouped_split(sourced_items(table), [str(n) for n in range(12)])
+    assert (shares(lists, 12) > 0).all()
+
+
 def test_classes_that_cannot_be_in_three_splits_together_are_refused_for_many_sources_too() -> None:
     # Classes on every pair of the first three sources and one of two more: two of the three always share a split.
     few = np.zeros((5, 7), dtype=int)

@@ -24,6 +24,7 @@ GROUPS = {
         "datalists",
         "medmnist3d",
         "listings",
+        "rotations",
         "simulation",
         "particles",
         "tomograms",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cryo_monai.particles import Particles, read_particles, read_tomogram_table
-from cryo_monai.simulation.rotations import (
+from cryo_monai.rotations import (
     random_quaternions,
     relion_angles,
     rotation_matrices,

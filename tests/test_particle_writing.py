@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cryo_monai.errors import InputError
 from cryo_monai.particles import Particles, make_particles, read_particles, write_particles
-from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
+from cryo_monai.rotations import random_quaternions, rotation_matrices
 
 FORMATS = ["a.star", "a.csv", "a.tbl", "a.ndjson"]
 
@@ -139,3 +139,10 @@ def test_unknown_endings_and_half_known_pixel_sizes_are_refused(tmp_path: Path) 
     particles.pixel_size[2] = np.nan
     with pytest.raises(InputError, match="1 of 7 particles have no pixel size"):
         write_particles(tmp_path / "a.star", particles)
+
+
+@pytest.mark.parametrize("name", ["a.star", "a.csv"])
+def test_further_columns_of_a_new_list_are_written(tmp_path: Path, name: str) -> None:
+    particles = make_particles("t", [[1.0, 2, 3]], pixel_size=10.0, columns={"rlnImageName": ["000001@a b.mrcs"]})
+    read = read_particles(write_particles(tmp_path / name, particles))
+    assert list(read.columns["rlnImageName"]) == ["000001@a b.mrcs"]

@@ -11,11 +11,11 @@ from atomic_models import protein_text, write_protein
 
 from cryo_monai.errors import InputError
 from cryo_monai.mrc import write_mrc
+from cryo_monai.rotations import random_quaternions, relion_angles, rotation_matrices
 from cryo_monai.simulation.assemblies import ANGSTROM3_PER_KDA
 from cryo_monai.simulation.atoms import ICE_VOLT, AtomicModel, potential, read_model
 from cryo_monai.simulation.loading import load_structures
 from cryo_monai.simulation.packing import Packing
-from cryo_monai.simulation.rotations import random_quaternions, relion_angles, rotation_matrices
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.structures import CONTRAST_PER_KDA, Structure, low_pass, structure_of_map, structure_of_model
 

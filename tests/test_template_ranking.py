@@ -14,9 +14,9 @@ from cryo_monai.picking import (
     top_per_class,
 )
 from cryo_monai.picking.correlation import Comparison, standardised
+from cryo_monai.rotations import random_quaternions, rotation_matrices
 from cryo_monai.simulation.assemblies import render_density
 from cryo_monai.simulation.microscope import missing_wedge_mask
-from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 EDGE, VOXEL = 16, 10.0

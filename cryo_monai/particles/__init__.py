@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cryo_monai.particles.classes import write_classes
 from cryo_monai.particles.reading import read_particles
+from cryo_monai.particles.rewriting import write_classes, write_rows
 from cryo_monai.particles.table import Particles, TomogramRecord, make_particles
 from cryo_monai.particles.tomograms import read_tomogram_table
 from cryo_monai.particles.writing import write_particles
@@ -16,4 +16,5 @@ __all__ = [
     "read_tomogram_table",
     "write_classes",
     "write_particles",
+    "write_rows",
 ]

@@ -21,7 +21,7 @@ from cryo_monai.particles.poses import rotations_of_xyz
 from cryo_monai.particles.relion import ANGLES
 from cryo_monai.particles.table import Particles
 from cryo_monai.particles.text import TextColumns, class_names_of, is_number, read_text, unique_ids
-from cryo_monai.simulation.rotations import rotation_matrices_of_angles
+from cryo_monai.rotations import rotation_matrices_of_angles
 
 Array = npt.NDArray[np.float64]
 

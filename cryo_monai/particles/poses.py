@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.errors import InputError
-from cryo_monai.simulation.rotations import relion_angles
+from cryo_monai.rotations import relion_angles
 
 Array = npt.NDArray[np.float64]
 

@@ -28,7 +28,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.particles.star import StarTable
 from cryo_monai.particles.table import Particles
 from cryo_monai.particles.text import TextColumns, class_names_of, unique_ids
-from cryo_monai.simulation.rotations import rotation_matrices_of_angles
+from cryo_monai.rotations import rotation_matrices_of_angles
 
 Array = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,14 @@ def _star(particles: Particles) -> str:
         columns["cryomonaiClassName"] = particles.class_names
     if particles.scores is not None:
         columns[SCORE] = [decimal(score) for score in particles.scores]
-    return optics + star_block("particles", columns)
+    return optics + star_block("particles", columns | _added(particles, columns))
+
+
+def _added(particles: Particles, columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the further columns of a list that was made here; those of a file might contradict the new ones."""
+    if particles.format != "new":
+        return {}
+    return {name: list(particles.columns[name]) for name in particles.columns if name not in columns}
 
 
 def _optics(sizes: Array) -> str:
@@ -157,6 +164,7 @@ def _csv(particles: Particles) -> str:
         columns["class_name"] = particles.class_names
     if particles.scores is not None:
         columns["score"] = [decimal(score) for score in particles.scores]
+    columns |= _added(particles, columns)
     return delimited_text([list(columns), *(list(row) for row in zip(*columns.values(), strict=True))])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.errors import InputError
-from cryo_monai.simulation.rotations import rotation_matrices
+from cryo_monai.rotations import rotation_matrices
 
 # Alexa, "Super-Fibonacci Spirals", CVPR 2022, p. 4: phi and psi, the positive root of psi^4 = psi + 4.
 _PHI = 2**0.5

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.errors import InputError
-from cryo_monai.simulation.rotations import random_quaternions, rotation_matrices
+from cryo_monai.rotations import random_quaternions, rotation_matrices
 from cryo_monai.simulation.structures import OVERSAMPLING, Structure
 
 Array = npt.NDArray[np.float64]

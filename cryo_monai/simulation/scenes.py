@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryo_monai.errors import InputError
+from cryo_monai.rotations import rotation_matrices
 from cryo_monai.simulation.packing import Packing
-from cryo_monai.simulation.rotations import rotation_matrices
 from cryo_monai.simulation.structures import OVERSAMPLING, Structure
 
 

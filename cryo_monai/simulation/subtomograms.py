@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cryo_monai.errors import InputError
+from cryo_monai.rotations import random_quaternions
 from cryo_monai.simulation.imaging import Imaged, TiltSeriesMicroscope, XulabMicroscope, add_up, draw_exposure
 from cryo_monai.simulation.packing import Packing, pack_around
-from cryo_monai.simulation.rotations import random_quaternions
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.settings import SimulationSettings
 from cryo_monai.simulation.structures import CONTRAST_PER_KDA, Structure

@@ -12,11 +12,11 @@ import torch
 
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
-from cryo_monai.mrc import write_mrc
 from cryo_monai.folders import Journal, claimed, listing, note_recipe
+from cryo_monai.mrc import write_mrc
+from cryo_monai.rotations import relion_angles, rotation_matrices
 from cryo_monai.simulation.imaging import TiltSeriesMicroscope, add_up, draw_exposure
 from cryo_monai.simulation.packing import Packing, pack_tomogram
-from cryo_monai.simulation.rotations import relion_angles, rotation_matrices
 from cryo_monai.simulation.scenes import SceneRenderer
 from cryo_monai.simulation.settings import SimulationSettings
 from cryo_monai.simulation.structures import Structure

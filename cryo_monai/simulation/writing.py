@@ -15,9 +15,9 @@ import cryo_monai
 from cryo_monai.datalists import stratified_split
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
+from cryo_monai.folders import Journal, claimed, listing, note_recipe
 from cryo_monai.mrc import write_mrc
 from cryo_monai.simulation.assemblies import ASSEMBLIES
-from cryo_monai.folders import Journal, claimed, listing, note_recipe
 from cryo_monai.simulation.loading import StructureEntry, load_structures
 from cryo_monai.simulation.microscope import missing_wedge_mask
 from cryo_monai.simulation.packing import Packing

@@ -1,4 +1,4 @@
-"""Predicted classes written back into the format that the particles came in.
+"""Rows, and predicted classes, written back into the format that the particles came in.
 
 RELION numbers classes from 1 (``rlnClassNumber``) and keeps columns that it does not know (3dem/relion,
 src/metadata_table.cpp, unknown labels), as Warp and M do with columns of others. The programs behind STOPGAP and Dynamo
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +83,15 @@ def write_classes(
     texts = [decimal(share) for share in shares]
     if particles.format == "copick":
         return _write_copick(path, particles, names, shares)
-    rows = [int(row) for row in particles.columns.index]
     classes = [str(number) for number in numbers]
-    if particles.format == "portal":
-        text = _portal_text(source, particles, rows, names, shares)
-    elif particles.format == "csv":
-        values = {"class": classes, "class_name": names, "probability": texts}
-        text = _delimited_text(source, particles, rows, values)
-    elif particles.format == "dynamo":
-        table = dynamo_columns(source)
-        _check_unchanged(table, particles, rows)
-        kept = [[*table.rows[row]] for row in rows]
-        for row, number in zip(kept, classes, strict=True):
-            row[_DYNAMO_CLASS] = number
-        text = "".join(" ".join(row) + "\n" for row in kept)
-    elif particles.format == "stopgap":
-        text = _star_text(source, stopgap_table(read_star(source)), particles, rows, {"class": classes})
-    else:
-        values = {"rlnClassNumber": classes, "cryomonaiClassName": names, "cryomonaiProbability": texts}
-        text = _star_text(source, particle_table(source, read_star(source)), particles, rows, values)
-    atomic_write_text(path, text)
+    by_format = {
+        "portal": {"class_name": names, "probability": [round(float(share), 6) for share in shares]},
+        "csv": {"class": classes, "class_name": names, "probability": texts},
+        "dynamo": {_DYNAMO_CLASS: classes},
+        "stopgap": {"class": classes},
+    }
+    relion = {"rlnClassNumber": classes, "cryomonaiClassName": names, "cryomonaiProbability": texts}
+    atomic_write_text(path, _rewritten(source, particles, by_format.get(particles.format, relion)))
     table_map = source.with_suffix(".doc")
     if particles.format == "dynamo" and table_map.is_file():
         atomic_write_text(path.with_suffix(".doc"), read_text(table_map))
@@ -111,6 +100,54 @@ def write_classes(
         beside = delimited_text([["id", "class", "class_name", "probability"], *(list(row) for row in listed)])
         atomic_write_text(path.with_name(f"{path.stem}_classes.csv"), beside)
     return path
+
+
+def write_rows(path: str | os.PathLike[str], particles: Particles, *, class_names: Sequence[str] | None = None) -> Path:
+    """Write some of the rows of the file that particles were read from, all else as it was.
+
+    Parameters
+    ----------
+    path : path
+        With the ending of the file that came in.
+    particles : Particles
+        As read, or a selection of it; not from copick.
+    class_names : sequence of str, optional
+        Put into the column ``cryomonaiClassName`` of RELION's and Warp's files, ``class_name`` of others. STOPGAP's and
+        Dynamo's have no room for names.
+
+    Raises
+    ------
+    InputError
+        As `write_classes` does, and for names in a format without room for them.
+    """
+    path = Path(path)
+    source = _checked_source(path, particles)
+    if particles.format == "copick" or (class_names is not None and particles.format in ("dynamo", "stopgap")):
+        raise InputError(f"{path}: not in the format {particles.format}; write .star or .csv instead")
+    column = "class_name" if particles.format in ("csv", "portal") else "cryomonaiClassName"
+    values = {} if class_names is None else {column: [str(name) for name in class_names]}
+    atomic_write_text(path, _rewritten(source, particles, values))
+    return path
+
+
+def _rewritten(source: Path, particles: Particles, values: Mapping[Any, list[Any]]) -> str:
+    """Text of the file with these rows alone, and with values put into columns: names, for Dynamo indices."""
+    rows = [int(row) for row in particles.columns.index]
+    if particles.format == "portal":
+        return _portal_text(source, rows, values)
+    if particles.format == "csv":
+        return _delimited_text(source, particles, rows, values)
+    if particles.format == "dynamo":
+        table = dynamo_columns(source)
+        _check_unchanged(table, particles, rows)
+        kept = [[*table.rows[row]] for row in rows]
+        for column, texts in values.items():
+            for cells, text in zip(kept, texts, strict=True):
+                cells[column] = text
+        return "".join(" ".join(cells) + "\n" for cells in kept)
+    tables = read_star(source)
+    found = stopgap_table(tables) if particles.format == "stopgap" else particle_table(source, tables)
+    return _star_text(source, found, particles, rows, dict(values))
 
 
 def _check(particles: Particles, numbers: list[int], names: list[str], shares: npt.NDArray[np.float64]) -> None:
@@ -164,7 +201,7 @@ def _star_text(
     return with_columns(source, table, rows, values)
 
 
-def _delimited_text(source: Path, particles: Particles, rows: list[int], values: dict[str, list[str]]) -> str:
+def _delimited_text(source: Path, particles: Particles, rows: list[int], values: Mapping[str, list[str]]) -> str:
     content = read_delimited(source)
     _check_unchanged(content.columns, particles, rows)
     names = [*content.columns.names, *(name for name in values if name not in content.columns)]
@@ -177,15 +214,13 @@ def _delimited_text(source: Path, particles: Particles, rows: list[int], values:
     return delimited_text(out, delimiter=content.delimiter, end=end)
 
 
-def _portal_text(
-    source: Path, particles: Particles, rows: list[int], names: list[str], shares: npt.NDArray[np.float64]
-) -> str:
+def _portal_text(source: Path, rows: list[int], values: Mapping[str, list[Any]]) -> str:
     objects, _ = read_objects(source)
     if len(objects) <= max(rows, default=-1):
         raise InputError(f"{source}: has changed since it was read; read it again")
     lines = []
-    for row, name, share in zip(rows, names, shares, strict=True):
-        content = {**objects[row], "class_name": name, "probability": round(float(share), 6)}
+    for n, row in enumerate(rows):
+        content = {**objects[row], **{name: given[n] for name, given in values.items()}}
         lines.append(json.dumps(content, ensure_ascii=False) + "\n")
     return "".join(lines)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cryo_monai.errors import InputError
-from cryo_monai.particles import make_particles, read_particles, write_classes
+from cryo_monai.particles import make_particles, read_particles, write_classes, write_rows
 
 RELION = """# version 30001
 
@@ -222,3 +222,48 @@ def test_real_lists_come_back_with_everything_they_had(shared_data: Path, tmp_pa
         assert [int(value) for value in again.columns["class"]] == numbers
     else:
         assert again.class_names == names
+
+
+def test_rows_are_kept_as_they_are_with_everything_else(tmp_path: Path) -> None:
+    source = tmp_path / "p.star"
+    source.write_text(RELION)
+    particles = read_particles(source)
+    write_rows(tmp_path / "kept.star", particles.select([1]))
+    assert (tmp_path / "kept.star").read_text() == RELION.replace("001   1.0  2.0  3.0    9   1\n", "")
+    write_rows(tmp_path / "named.star", particles, class_names=["ribosome", ""])
+    again = read_particles(tmp_path / "named.star")
+    assert again.class_names == ["ribosome", ""]
+    assert list(again.columns["rlnClassNumber"]) == ["9", "12"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kept"),
+    [
+        ("p.csv", "x;y;z;note\n1;2;3;a\n4;5;6;b\n", "x;y;z;note\n4;5;6;b\n"),
+        (
+            "p.ndjson",
+            '{"type": "point", "location": {"x": 1, "y": 2, "z": 3}, "k": 1}\n'
+            '{"type": "point", "location": {"x": 4, "y": 5, "z": 6}, "k": 2}\n',
+            '{"type": "point", "location": {"x": 4, "y": 5, "z": 6}, "k": 2}\n',
+        ),
+    ],
+)
+def test_rows_of_other_formats(tmp_path: Path, name: str, text: str, kept: str) -> None:
+    (tmp_path / name).write_text(text)
+    particles = read_particles(tmp_path / name).select([1])
+    target = tmp_path / f"kept_{name}"
+    write_rows(target, particles)
+    assert target.read_text() == kept
+    write_rows(target, particles, class_names=["x"])
+    assert read_particles(target).class_names == ["x"]
+
+
+def test_names_have_no_room_in_tables_of_numbers(tmp_path: Path) -> None:
+    row = [0.0] * 35
+    row[:3] = [1, 1, 1]
+    (tmp_path / "p.tbl").write_text(" ".join(f"{value:g}" for value in row) + "\n")
+    particles = read_particles(tmp_path / "p.tbl")
+    with pytest.raises(InputError, match=r"not in the format dynamo; write \.star or \.csv instead"):
+        write_rows(tmp_path / "q.tbl", particles, class_names=["x"])
+    write_rows(tmp_path / "q.tbl", particles)
+    assert (tmp_path / "q.tbl").read_text() == (tmp_path / "p.tbl").read_text()
