@@ -11,6 +11,7 @@ from cryo_monai.command_line import (
     run,
     split_list,
 )
+from cryo_monai.dataset_verbs import check, control
 from cryo_monai.particle_verbs import classify_tomograms, extract
 from cryo_monai.pick_verbs import keep, label, pick, score
 from cryo_monai.simulation_verbs import simulate, simulate_tomograms
@@ -209,6 +210,8 @@ VERBS: Verbs = {
     "keep": keep,
     "label": label,
     "extract": extract,
+    "check": check,
+    "control": control,
     "train": train,
     "evaluate": evaluate,
     "classify": classify,

@@ -179,7 +179,7 @@ def late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
             bar.close()
 
 
-def counted(show: Callable[[int, int | None], None], total: int) -> Callable[[int], None]:
+def counted(show: Callable[[int, int | None], None], total: int | None) -> Callable[[int], None]:
     """Turn a function that shows what is done into one that is told of every step."""
     done = 0
 

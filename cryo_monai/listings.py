@@ -70,7 +70,7 @@ def _item(image: Any, path: Any, label: Any = None, class_names: Sequence[str] =
 def _listed(file: Path) -> list[Item]:
     """Read all items of a list or a datalist, with what it says of them."""
     content = load_json(file)
-    splits = {"": content} if isinstance(content, list) else {s: content.get(s, []) for s in SPLITS}
+    splits = {"": content} if isinstance(content, list) else {s: content.get(s, []) for s in (*SPLITS, "inference")}
     class_names = [] if isinstance(content, list) else content.get("class_names") or []
     items = []
     for split, members in splits.items():

@@ -160,7 +160,7 @@ def locate_particles(
         files = _named_by_list(particles, source)
     opened: dict[Path, Tomogram] = {}
     problems = []
-    for name, file in files.items():
+    for name, file in sorted(files.items()):
         record = particles.tomogram_files.get(name)
         known = tomogram_voxel_size or (record.voxel_size if record else None)
         try:

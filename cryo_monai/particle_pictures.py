@@ -92,7 +92,7 @@ def write_box_sheet(boxes: ParticleBoxes, path: str | os.PathLike[str]) -> None:
     for position, index in enumerate(shown):
         axis = figure.add_subplot(grid[position // columns, position % columns])
         _slice(axis, volumes[index][middle - 1 : middle + 2].mean(0))
-        axis.set_title(boxes.located.particles.ids[rows[index]][-16:], fontsize=5, pad=2)
+        axis.set_title(boxes.located.particles.ids[rows[index]][-20:], fontsize=5, pad=2)
     for position, name in enumerate(groups):
         of_class = np.array([other == name for other in names])
         axis = figure.add_subplot(grid[lines, position])

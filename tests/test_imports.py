@@ -39,6 +39,8 @@ GROUPS = {
         "reviewing",
         "matching",
         "points",
+        "leakage",
+        "audit_reports",
         "audits",
         "controls",
     ],
@@ -66,6 +68,7 @@ GROUPS = {
         "embeddings",
         "tomogram_classes",
         "runs",
+        "control_runs",
     ],
     "show": ["previews", "particle_pictures"],
     "command": [
