@@ -46,12 +46,16 @@ def fourier_matrix(length: int, positions: Array, spacing: float) -> Array:
         Distance of the new samples, in old ones.
     """
     cutoff = 0.5 * length / max(1.0, spacing)
-    offsets = np.asarray(positions, dtype=np.float64)[:, None] - np.arange(length)
-    frequencies = np.arange(1, math.floor(cutoff + 1e-9) + 1)
-    # The coefficient at the Nyquist frequency itself is shared by both signs.
-    weights = np.where(np.isclose(frequencies, cutoff), 0.5, 1.0)
-    waves = np.cos(2 * np.pi / length * frequencies[:, None, None] * offsets)
-    return np.asarray((1 + 2 * np.tensordot(weights, waves, 1)) / length)
+    highest = math.floor(cutoff + 1e-9)
+    phase = np.pi / length * (np.asarray(positions, dtype=np.float64)[:, None] - np.arange(length))
+    # 1 + 2 cos(2 p) + ... + 2 cos(2 highest p) is Dirichlet's kernel, sin((2 highest + 1) p) / sin(p).
+    below, odd = np.sin(phase), 2 * highest + 1
+    same = np.abs(below) < 1e-9
+    kernel = np.where(same, odd, np.sin(odd * phase) / np.where(same, 1.0, below))
+    if abs(highest - cutoff) < 1e-9:
+        # The coefficient at the Nyquist frequency itself is shared by both signs.
+        kernel -= np.cos(2 * highest * phase)
+    return np.asarray(kernel / length)
 
 
 def lanczos_matrix(length: int, positions: Array, spacing: float) -> Array:

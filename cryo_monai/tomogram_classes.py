@@ -22,7 +22,7 @@ from cryo_monai.contrasts import contrast_warning
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
 from cryo_monai.locations import LocatedParticles
-from cryo_monai.particles import write_classes
+from cryo_monai.particles import write_classes, write_particles
 from cryo_monai.parts import compute_in_parts, drop_parts, network_fingerprint
 from cryo_monai.points import write_points
 from cryo_monai.runs import inference_of, read_run
@@ -117,7 +117,8 @@ def classify_particles(
 ) -> ParticleClasses:
     """Classify particles with a run's best checkpoint, and write what came of it.
 
-    Written are ``OUTPUT``, in the format of the list that came in, with class number, class name and probability; and
+    Written are ``OUTPUT``, in the format of the list that came in (of its ending, for a list that came from no file),
+    with class number, class name and probability; and
     with its stem ``_probabilities.csv``, ``_summary.csv`` (particles per tomogram and class) and ``_points/``, see
     `write_points`. Batches are kept in ``OUTPUT.parts`` as they come: an interrupted call goes on with the next.
 
@@ -166,7 +167,10 @@ def classify_particles(
     numbers = np.where(sure, best + 1, 0)
     chosen = [names[number - 1] if number else UNKNOWN for number in numbers]
     probabilities = scores.max(1).astype(np.float64)
-    write_classes(target, located.particles, class_numbers=numbers, class_names=chosen, probabilities=probabilities)
+    if source is None:
+        write_particles(target, replace(located.particles, class_names=chosen, scores=probabilities))
+    else:
+        write_classes(target, located.particles, class_numbers=numbers, class_names=chosen, probabilities=probabilities)
     result = ParticleClasses(located, names, scores, chosen, numbers, target)
     atomic_write_text(_beside(target, "_probabilities.csv"), _probability_table(result))
     atomic_write_text(_beside(target, "_summary.csv"), summary_table(located, chosen, names, probabilities))

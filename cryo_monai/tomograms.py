@@ -22,6 +22,9 @@ ZARR_ENDINGS = (".zarr",)
 TOMOGRAM_ENDINGS = (*MRC_ENDINGS, *TIFF_ENDINGS, *ZARR_ENDINGS)
 # Nothing is allocated for what a header declares: only the file's size limits it.
 NO_LIMIT = 2**62
+# Mapped at a time, at most; and what Linux maps around the rows of a section that are touched (large folios).
+MAPPED_BYTES = 32 * 2**20
+PAGES_AROUND = 2 * 2**20
 ANGSTROMS = {
     "a": 1.0,
     "å": 1.0,
@@ -135,11 +138,20 @@ def _open_mrc(file: Path, permissive: bool) -> Tomogram:
     if header.volumes > 1:
         raise InputError(f"{file}: a stack of {header.volumes} volumes, not a tomogram")
 
+    offset = HEADER_BYTES + header.extended_bytes
+    row = header.disk_shape[2] * header.dtype.itemsize
+    section = header.disk_shape[1] * row
+
     def load(region: Region) -> npt.NDArray[Any]:
-        # Mapped anew for each region: pages of a map that lives on would count as memory in use.
-        offset = HEADER_BYTES + header.extended_bytes
-        mapped = np.memmap(file, dtype=header.dtype, mode="r", offset=offset, shape=header.disk_shape)
-        return mapped.transpose(header.axes)[region]
+        sections, rows, columns = (region[header.axes.index(axis)] for axis in range(3))
+        data = np.empty([part.stop - part.start for part in (sections, rows, columns)], header.dtype)
+        # Mapped anew for some sections at a time: mapped pages, and their neighbours, count as memory in use.
+        step = max(1, MAPPED_BYTES // ((rows.stop - rows.start) * row + PAGES_AROUND))
+        for start in range(sections.start, sections.stop, step):
+            shape = (min(step, sections.stop - start), *header.disk_shape[1:])
+            mapped = np.memmap(file, header.dtype, "r", offset + start * section, shape)
+            data[start - sections.start :][: shape[0]] = mapped[:, rows, columns]
+        return data.transpose(header.axes)
 
     return Tomogram(file, header.shape, _cubic(file, header.voxel_size), load, header.origin)
 

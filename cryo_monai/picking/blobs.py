@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cryo_monai.errors import InputError
 from cryo_monai.filters import band_matrix, full_precision, gaussian_kernel
-from cryo_monai.picking.regions import Corner, Tomogram, blocks, checked_device, clipped, read_finite
+from cryo_monai.picking.regions import Corner, Tomogram, blocks, checked_device, clipped, read_finite, window
 
 # Neighbours of a voxel that come before it in memory.
 _EARLIER = list(itertools.product((-1, 0, 1), repeat=3))[:13]
@@ -98,23 +98,26 @@ def pick_blobs(
     place = checked_device(device)
     kernels = [gaussian_kernel(sigma), gaussian_kernel(ratio * sigma)]
     offset = _typical(tomogram)
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = []
-    totals: list[tuple[Tensor, Tensor]] = []
+    # What is kept of a block goes to the end of one buffer: small arrays that live on between large ones that do not
+    # would keep the C library from using the memory of the latter again.
+    indices, found = bytearray(), bytearray()
+    totals: list[tuple[float, float]] = []
     corners = blocks(tomogram.shape, block)
     for done, (start, stop) in enumerate(corners, start=1):
         # One voxel more on each side, so that maxima at the faces of a block know their neighbours.
-        first, last = clipped([a - 1 for a in start], tomogram.shape), clipped([b + 1 for b in stop], tomogram.shape)
+        first, last = window([a - 1 for a in start], block + 2, tomogram.shape)
         response = _response(tomogram, first, last, kernels, -1.0 if dark else 1.0, offset, place)
         core = tuple(slice(a - f, b - f) for a, b, f in zip(start, stop, first, strict=True))
-        totals.append((response[core].sum(dtype=torch.float64), response[core].max()))
+        totals.append((float(response[core].sum(dtype=torch.float64)), float(response[core].max())))
         at, values = _local_maxima(response, core)
         positions = at.cpu().numpy() + np.asarray(first)
-        found.append((np.ravel_multi_index(tuple(positions.T), tomogram.shape), values.cpu().numpy()))
+        indices += np.ravel_multi_index(tuple(positions.T), tomogram.shape).astype(np.int64).tobytes()
+        found += values.cpu().numpy().tobytes()
         if progress:
             progress(done, len(corners))
-    mean = math.fsum(float(total) for total, _ in totals) / math.prod(tomogram.shape)
-    limit = mean + threshold * (max(float(top) for _, top in totals) - mean) / 20
-    index, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    mean = math.fsum(total for total, _ in totals) / math.prod(tomogram.shape)
+    limit = mean + threshold * (max(top for _, top in totals) - mean) / 20
+    index, value = np.frombuffer(indices, dtype=np.int64), np.frombuffer(found, dtype=np.float32)
     # In the order of the voxels: what is equal is then sorted alike for all sizes of blocks.
     order = np.argsort(index[value > limit])
     places = np.stack(np.unravel_index(index[value > limit][order], tomogram.shape), axis=1).astype(np.int64)
@@ -160,8 +163,8 @@ def _response(
 ) -> Tensor:
     """Difference of Gaussians of a region, from all that the kernels reach."""
     reach = max(len(kernel) for kernel in kernels) // 2
-    first = clipped([a - reach for a in start], tomogram.shape)
-    last = clipped([b + reach for b in stop], tomogram.shape)
+    edge = max(b - a for a, b in zip(start, stop, strict=True))
+    first, last = window([a - reach for a in start], edge + 2 * reach, tomogram.shape)
     region = torch.from_numpy(read_finite(tomogram, first, last)).to(device)
     region = (region - offset) * sign
     bands = []

@@ -59,6 +59,16 @@ def clipped(corner: Sequence[int], shape: Sequence[int]) -> Corner:
     return z, y, x
 
 
+def window(corner: Sequence[int], length: int, shape: Sequence[int]) -> tuple[Corner, Corner]:
+    """Corners of a cube of this edge, moved into the volume (as far as that is large enough).
+
+    Cubes of one size, at faces too, let the C library use freed memory again: with many sizes it would fragment.
+    """
+    edges = [min(length, int(size)) for size in shape]
+    z, y, x = (min(max(int(at), 0), int(size) - edge) for at, size, edge in zip(corner, shape, edges, strict=True))
+    return (z, y, x), (z + edges[0], y + edges[1], x + edges[2])
+
+
 def read_finite(tomogram: Tomogram, start: Corner, stop: Corner) -> Array:
     """Read a region.
 
