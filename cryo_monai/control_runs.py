@@ -78,7 +78,7 @@ def run_control(
     split_by = str(given.get("split_by", "volume"))
     with claimed(folder, "control"):
         places = {"bundle": bundle, "dataset_dir": dataset_dir}
-        recipe = {name: str(Path(place).resolve()) for name, place in places.items()}
+        recipe: dict[str, Any] = {name: str(Path(place).resolve()) for name, place in places.items()}
         recipe |= {"overlays": [str(Path(overlay).resolve()) for overlay in overlays], "ids": given, "seed": seed}
         note_recipe(folder, {"control": kind, "radius": radius, **recipe}, "control")
         if not (data / "dataset.json").is_file():

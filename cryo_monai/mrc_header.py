@@ -8,7 +8,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class MRCHeader:
     voxel_size: tuple[float, float, float] | None
     origin: tuple[float, float, float]
     extended_bytes: int
-    byte_order: str
+    byte_order: Literal["<", ">"]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -91,7 +91,7 @@ def open_mrc(path: Path) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
     return path.open("rb")
 
 
-def _byte_order(path: Path, raw: bytes, permissive: bool) -> str:
+def _byte_order(path: Path, raw: bytes, permissive: bool) -> Literal["<", ">"]:
     stamp, map_id = raw[212:214], raw[208:212]
     if map_id[:3] != b"MAP" and not permissive:
         raise InputError(

@@ -58,7 +58,7 @@ def write_points(
     written = []
     for number, tomogram in enumerate(located.tomograms):
         rows = np.flatnonzero(located.which == number)
-        names = [class_names[row] for row in rows]
+        names = [class_names[int(row)] for row in rows]
         ids = [located.particles.ids[row] for row in rows]
         places, chances = located.places[rows], probabilities[rows]
         rotations = None if located.particles.rotations is None else located.particles.rotations[rows]

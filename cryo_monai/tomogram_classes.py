@@ -99,10 +99,11 @@ def settings_for(
         box = trained_box[0]
     if voxel_size and trained_size and abs(voxel_size / trained_size - 1) > 0.01:
         logger.warning("voxels of %g Å, but the network was trained on %g Å", voxel_size, trained_size)
-    if not voxel_size and not trained_size:
+    voxel_size = voxel_size or trained_size or 0.0
+    if not voxel_size:
         voxel_size = located.voxel_size
         logger.warning("voxel size of the training data unknown: boxes have that of the tomograms, %g Å", voxel_size)
-    return BoxSettings(box=box, voxel_size=voxel_size or float(trained_size), **options)
+    return BoxSettings(box=box, voxel_size=voxel_size, **options)
 
 
 def classify_particles(
@@ -249,7 +250,7 @@ def summary_table(
     writer.writerow(["tomogram", "particles", *columns, "mean_probability"])
     groups = [(t.name, np.flatnonzero(located.which == number)) for number, t in enumerate(located.tomograms)]
     for name, rows in [*groups, ("all", np.arange(len(located)))]:
-        counts = Counter(chosen[row] for row in rows)
+        counts = Counter(chosen[int(row)] for row in rows)
         mean = f"{probabilities[rows].mean():.4f}" if len(rows) else ""
         writer.writerow([name, len(rows), *(counts[column] for column in columns), mean])
     return stream.getvalue()

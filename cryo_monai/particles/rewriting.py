@@ -84,7 +84,7 @@ def write_classes(
     if particles.format == "copick":
         return _write_copick(path, particles, names, shares)
     classes = [str(number) for number in numbers]
-    by_format = {
+    by_format: dict[str, Mapping[Any, list[Any]]] = {
         "portal": {"class_name": names, "probability": [round(float(share), 6) for share in shares]},
         "csv": {"class": classes, "class_name": names, "probability": texts},
         "dynamo": {_DYNAMO_CLASS: classes},
