@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.particles import Particles, make_particles
-from cryo_monai.tomograms import Tomogram, find_tomograms, match_tomograms, open_tomogram
+from cryo_monai.tomogram_names import find_tomograms, match_tomograms
+from cryo_monai.tomograms import Tomogram, open_tomogram
 
 # A ratio of voxel sizes this near to one moves the corner of a box of 64 voxels by less than a hundredth of a voxel.
 SAME_SPACING = 2e-4

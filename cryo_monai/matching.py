@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cryo_monai.errors import InputError
 from cryo_monai.locations import LocatedParticles
 from cryo_monai.particles import Particles
-from cryo_monai.tomograms import tomogram_name
+from cryo_monai.tomogram_names import tomogram_name
 
 BACKGROUND = "background"
 Array = npt.NDArray[np.float64]

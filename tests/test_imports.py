@@ -27,6 +27,7 @@ GROUPS = {
         "rotations",
         "simulation",
         "particles",
+        "tomogram_names",
         "tomograms",
         "locations",
         "resampling",

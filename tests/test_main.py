@@ -129,7 +129,20 @@ def test_every_verb_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"cryo-monai {name}" in readme
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["embed"], ["train", "a", "b"], ["weights"], ["weights", "fetch"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        [],
+        ["train"],
+        ["embed"],
+        ["pick"],
+        ["classify"],
+        ["check"],
+        ["train", "a", "b"],
+        ["weights"],
+        ["weights", "fetch"],
+    ],
+)
 def test_help_is_no_error(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])

@@ -9,7 +9,8 @@ import pytest
 
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.mrc import write_mrc
-from cryo_monai.tomograms import find_tomograms, match_tomograms, open_tomogram, tomogram_name
+from cryo_monai.tomogram_names import find_tomograms, match_tomograms, tomogram_name
+from cryo_monai.tomograms import open_tomogram
 
 SHAPE = (10, 12, 14)
 
