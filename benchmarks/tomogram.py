@@ -129,7 +129,7 @@ def peak_mb(*arguments: str) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def main(device: str = "cpu", num_workers: int = 0, particles: int = 1500, paper: int = 96, output: str = "") -> None:
+def main(device: str = "cpu", num_workers: int = 0, particles: int = 1500, paper: int = 192, output: str = "") -> None:
     """Run all.
 
     Args:
