@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cryo_monai.errors import CryoMonaiError
 
 TEMPORARY = ".tmp"
@@ -30,6 +28,8 @@ def atomic_save(content: Any, path: str | os.PathLike[str], *, keep: str | os.Pa
     CryoMonaiError
         Naming the file when it cannot be written; what was there before is untouched.
     """
+    import torch  # some seconds, which those who write text alone need not wait
+
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
     try:
