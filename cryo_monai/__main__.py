@@ -103,12 +103,17 @@ def classify(
     if bool(data) == bool(particles):
         raise UsageError("classify: give volumes (data), or --particles with --tomograms")
     if data:
-        if min_probability:
-            raise UsageError("--min_probability: for --particles; the CSV of volumes has all probabilities")
+        given = {"tomograms": tomograms, "min_probability": min_probability, "box": box, "voxel_size": voxel_size}
+        given |= {"rotate": rotate, "invert": invert, "pixel_size": pixel_size, "edge": edge != "pad"}
+        given |= {"rescaling": rescaling != "fourier", "tomogram_voxel_size": tomogram_voxel_size}
+        if any(given.values()):
+            raise UsageError(f"--{next(name for name in given if given[name])}: for --particles, not for volumes")
         if permissive:
             ids["permissive"] = "True"
         print(f"predictions: {classify_with_run(run_dir, data, output or None, ids=ids)}")
         return
+    if ids.get("nan", "error") != "error":
+        raise UsageError(f"--nan {ids['nan']}: for volumes; voxels around particles have to be finite")
     classify_tomograms(
         run_dir,
         particles,

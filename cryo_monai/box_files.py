@@ -52,6 +52,10 @@ class FileWriter:
         label = f"cryo-monai: particle {self.located.particles.ids[row]}"
         write_mrc(self.folder / name, volume, voxel_size=size, origin=origin, label=label)
 
+    def has(self, name: str) -> bool:
+        """Whether this box is there."""
+        return (self.folder / name).is_file()
+
     def flush(self) -> None:
         """Every file is whole as it is."""
 
@@ -67,6 +71,7 @@ class StackWriter:
         self.target, self.partial = folder / STACK, folder / f".{STACK}.part"
         box = settings.box
         self.file = None
+        self.kept = self.target.is_file() or self.partial.is_file()
         if self.target.is_file():
             return
         if not self.partial.is_file():
@@ -82,6 +87,10 @@ class StackWriter:
         """Write one box `(z, y, x)`."""
         if self.file is not None:
             self.file.data[row] = volume
+
+    def has(self, name: str) -> bool:
+        """Whether boxes that were written are there: all, or none of them."""
+        return self.kept
 
     def flush(self) -> None:
         """Have what was written on disk."""

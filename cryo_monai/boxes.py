@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,8 +120,14 @@ class ParticleBoxes(Dataset[dict[str, Any]]):
         """Which boxes lie wholly inside their tomogram, `(n,)`."""
         spacing = np.array(self.spacings)[self.located.which][:, None]
         shapes = np.array([tomogram.shape for tomogram in self.located.tomograms])[self.located.which]
-        low = self.located.places - self.settings.box // 2 * spacing
-        high = low + (self.settings.box - 1) * spacing
+        ends = np.array([-(self.settings.box // 2), self.settings.box - 1 - self.settings.box // 2])
+        corners = np.array(list(itertools.product(ends, repeat=3)), dtype=np.float64)
+        rotations = self.located.particles.rotations
+        turned = np.broadcast_to(corners, (len(self), 8, 3))
+        if self.settings.rotate and rotations is not None:
+            turned = np.einsum("nij,cj->nci", rotations, corners)
+        low = self.located.places + turned.min(1) * spacing
+        high = self.located.places + turned.max(1) * spacing
         return np.asarray(np.all((low > -0.5) & (high < shapes - 0.5), axis=1))
 
     def cut(self, index: int) -> Box:
@@ -166,10 +172,7 @@ class ParticleBoxes(Dataset[dict[str, Any]]):
         """Digest of everything that decides the boxes: places, poses, settings, and the tomograms' sizes and times."""
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         for tomogram in self.located.tomograms:
-            status = os.stat(tomogram.path)
-            digest.update(
-                f"{tomogram.path.resolve()} {tomogram.voxel_size} {status.st_size} {status.st_mtime_ns}".encode()
-            )
+            digest.update(repr((tomogram.state, tomogram.voxel_size)).encode())
         digest.update(self.located.which.tobytes() + self.located.places.tobytes())
         if self.settings.rotate and self.located.particles.rotations is not None:
             digest.update(self.located.particles.rotations.tobytes())
@@ -187,4 +190,4 @@ def outside_sphere(box: int) -> npt.NDArray[np.bool_]:
 def sampled_contrast(boxes: ParticleBoxes) -> dict[str, Any]:
     """Contrast of boxes as they are cut, from evenly spread particles; see `contrast_of`."""
     rows = np.unique(np.linspace(0, len(boxes) - 1, min(CONTRAST_SAMPLE, len(boxes))).astype(int))
-    return contrast_of([boxes.cut(int(row)).volume for row in rows])
+    return contrast_of(boxes.cut(int(row)).volume for row in rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ CONTRAST_SAMPLE = 200  # volumes that are looked at
 CONTRAST_SURE = 4.0  # standard errors
 
 
-def contrast_of(volumes: npt.ArrayLike) -> dict[str, Any]:
+def contrast_of(volumes: Iterable[npt.ArrayLike]) -> dict[str, Any]:
     """Say whether density in boxes is dark or bright.
 
     The middle (within a quarter of the edge of the centre) is compared with the corners (outside the sphere that
@@ -22,8 +22,8 @@ def contrast_of(volumes: npt.ArrayLike) -> dict[str, Any]:
 
     Parameters
     ----------
-    volumes : array
-        `(n, z, y, x)`, of any sizes and intensities.
+    volumes : iterable of array
+        `(z, y, x)` each, of any size and intensity; looked at one by one.
 
     Returns
     -------
@@ -31,17 +31,22 @@ def contrast_of(volumes: npt.ArrayLike) -> dict[str, Any]:
         ``density``: ``"dark"``, ``"bright"``, or ``"unclear"`` below four standard errors; ``difference``;
         ``standard_errors``.
     """
-    boxes = np.asarray(volumes, dtype=np.float64)
-    axes = [(np.arange(n) - (n - 1) / 2) / n for n in boxes.shape[1:]]
-    radius = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
-    spread = boxes.std(axis=(1, 2, 3))
-    found = (boxes[:, radius < 0.25].mean(1) - boxes[:, radius > 0.5].mean(1)) / np.where(spread > 0, spread, 1)
+    found = np.array([_middle_less_corners(np.asarray(volume)) for volume in volumes])
     difference = float(found.mean())
     error = float(found.std(ddof=1) / math.sqrt(len(found))) if len(found) > 2 else math.inf
     sure = abs(difference) / error if error > 0 else (math.inf if difference else 0.0)
     density = "unclear" if sure < CONTRAST_SURE else ("bright" if difference > 0 else "dark")
     shown = round(min(sure, 1e6), 2)
     return {"density": density, "difference": round(difference, 4), "standard_errors": shown}
+
+
+def _middle_less_corners(volume: npt.NDArray[Any]) -> float:
+    axes = [(np.arange(n) - (n - 1) / 2) / n for n in volume.shape]
+    squared = axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2
+    spread = float(volume.std(dtype=np.float64))
+    middle, corners = volume[squared < 0.25**2], volume[squared > 0.5**2]
+    apart = float(middle.mean(dtype=np.float64) - corners.mean(dtype=np.float64))
+    return apart / spread if spread > 0 else 0.0
 
 
 def contrast_warning(wanted: Mapping[str, Any] | None, found: Mapping[str, Any], of: str) -> str | None:

@@ -73,9 +73,13 @@ def run_control(
         raise InputError(f"control: {kind!r} is not one of {', '.join(CONTROLS)}")
     folder, data = Path(output_dir), Path(output_dir) / "data"
     given = dict(ids or {})
-    split = given.get("split", [0.6, 0.2, 0.2])
-    fractions = json.loads(split) if isinstance(split, str) else split
-    split_by = str(given.get("split_by", "volume"))
+    options: dict[str, Any] = {
+        "split": _fractions(given.get("split", "0.6,0.2,0.2")),
+        "split_by": str(given.get("split_by", "volume")),
+        "seed": seed,
+        "permissive": str(given.get("permissive", "False")).lower() == "true",
+        "nan": str(given.get("nan", "error")),
+    }
     with claimed(folder, "control"):
         places = {"bundle": bundle, "dataset_dir": dataset_dir}
         recipe: dict[str, Any] = {name: str(Path(place).resolve()) for name, place in places.items()}
@@ -83,7 +87,6 @@ def run_control(
         note_recipe(folder, {"control": kind, "radius": radius, **recipe}, "control")
         if not (data / "dataset.json").is_file():
             shutil.rmtree(data, ignore_errors=True)
-            options: dict[str, Any] = {"split": fractions, "split_by": split_by, "seed": seed}
             if kind == "background":
                 write_background_only(dataset_dir, data, radius=radius, progress=progress, **options)
             else:
@@ -109,3 +112,12 @@ def run_control(
         }
         atomic_write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _fractions(split: Any) -> list[float]:
+    """Read ``0.6,0.2,0.2`` or ``[0.6, 0.2, 0.2]``."""
+    parts = split.strip("[] ").split(",") if isinstance(split, str) else split
+    try:
+        return [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise InputError(f"split: {split} is not three fractions, such as 0.6,0.2,0.2") from None

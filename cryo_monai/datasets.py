@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,12 +102,22 @@ def describe_volumes(dataset: Dataset[Any]) -> dict[str, Any]:
     """
     count = len(dataset)  # type: ignore[arg-type]
     rows = sorted({round(row) for row in np.linspace(0, count - 1, min(count, CONTRAST_SAMPLE))})
-    volumes = [dataset[row]["image"][0].cpu().numpy() for row in rows]
     return {
-        "box": list(volumes[0].shape),
+        "box": list(dataset[0]["image"].shape[1:]),
         "voxel_size": _voxel_size(str(dataset[0]["path"])),
-        "contrast": contrast_of(volumes),
+        "contrast": contrast_of(dataset[row]["image"][0].cpu().numpy() for row in rows),
     }
+
+
+def extraction_of(dataset_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the settings that the boxes of a data set were cut with, where its ``dataset.json`` says."""
+    place = Path(dataset_dir)
+    file = place / "dataset.json" if place.is_dir() else place
+    if file.suffix != ".json" or not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    found = content.get("extraction") if isinstance(content, dict) else None
+    return dict(found) if isinstance(found, dict) else None
 
 
 def _voxel_size(path: str) -> float | None:

@@ -44,9 +44,17 @@ def user_error(error: BaseException | None) -> CryoMonaiError | None:
     """Return the `CryoMonaiError` behind ``error``, following causes, or None."""
     while error is not None:
         if isinstance(error, CryoMonaiError):
-            return error
+            return _without_worker(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _without_worker(error: CryoMonaiError) -> CryoMonaiError:
+    """Take off the traceback that PyTorch puts into the message of what a loader's worker raised."""
+    text = str(error)
+    if not (text.startswith("Caught ") and "DataLoader worker" in text):
+        return error
+    return InputError(text.strip().splitlines()[-1].partition(": ")[2])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from cryo_monai.tomograms import Tomogram, open_tomogram
 
 # A ratio of voxel sizes this near to one moves the corner of a box of 64 voxels by less than a hundredth of a voxel.
 SAME_SPACING = 2e-4
+# Voxel sizes of a file and of a table of tomograms: more than rounding.
+LISTED_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def list_particles(
     tomograms: Sequence[Tomogram],
     which: npt.ArrayLike,
     places: npt.ArrayLike,
+    *,
+    names: Sequence[str] | None = None,
     **details: Any,
 ) -> LocatedParticles:
     """Make a list of what was found in tomograms.
@@ -86,14 +90,16 @@ def list_particles(
         `(n,)`, index of each particle's tomogram.
     places : array
         `(n, 3)`, ``(z, y, x)`` in voxels of that tomogram. In the list, all count in voxels of the first tomogram.
+    names : sequence of str, optional
+        Of each particle's tomogram; by default its file's.
     details : object
         Ids, rotations, class names, scores and columns; see `make_particles`.
     """
     numbers, at = np.asarray(which, dtype=np.int64), np.asarray(places, dtype=np.float64).reshape(-1, 3)
     sizes = np.array([tomogram.voxel_size or math.nan for tomogram in tomograms])
-    names = [tomograms[number].name for number in numbers]
+    named = [tomograms[number].name for number in numbers] if names is None else list(names)
     scaled = at * (sizes / sizes[0])[numbers][:, None]
-    particles = make_particles(names, scaled, pixel_size=float(sizes[0]), **details)
+    particles = make_particles(named, scaled, pixel_size=float(sizes[0]), **details)
     return LocatedParticles(particles, list(tomograms), numbers, at)
 
 
@@ -120,10 +126,18 @@ def open_tomograms(
     return opened
 
 
-def _open_known(file: Path, voxel_size: float | None, permissive: bool) -> Tomogram:
+def _open_known(file: Path, voxel_size: float | None, permissive: bool, listed: float | None = None) -> Tomogram:
+    """Open a tomogram whose voxel size is given, in its file, or (without contradiction) in a table of tomograms."""
     tomogram = open_tomogram(file, voxel_size=voxel_size, permissive=permissive)
+    if tomogram.voxel_size is None and listed is not None:
+        tomogram = replace(tomogram, voxel_size=listed)
     if tomogram.voxel_size is None:
         raise InputError(f"{file}: voxel size unknown; give it with --tomogram_voxel_size (Å)")
+    if voxel_size is None and listed is not None and abs(tomogram.voxel_size / listed - 1) > LISTED_TOLERANCE:
+        raise InputError(
+            f"{file}: voxels of {tomogram.voxel_size:g} Å, but {listed:g} Å in the table of tomograms; "
+            "say which with --tomogram_voxel_size"
+        )
     return tomogram
 
 
@@ -163,9 +177,9 @@ def locate_particles(
     problems = []
     for name, file in sorted(files.items()):
         record = particles.tomogram_files.get(name)
-        known = tomogram_voxel_size or (record.voxel_size if record else None)
         try:
-            opened[file] = _open_known(file, known, permissive)
+            listed = record.voxel_size if record else None
+            opened[file] = _open_known(file, tomogram_voxel_size, permissive, listed)
         except InputError as error:
             problems.append(str(error))
     if problems:

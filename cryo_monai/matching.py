@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from cryo_monai.errors import InputError
 from cryo_monai.locations import LocatedParticles
-from cryo_monai.particles import Particles
+from cryo_monai.particles import BACKGROUND, UNKNOWN, Particles
 from cryo_monai.tomogram_names import tomogram_name
 
-BACKGROUND = "background"
 Array = npt.NDArray[np.float64]
 
 
@@ -132,7 +131,7 @@ def label_particles(
     Raises
     ------
     InputError
-        When the truth has no class names, or see `match_particles`.
+        When the truth has no class names, an id to leave out is not there, or see `match_particles`.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction: {fraction} must be above 0 and at most 1")
@@ -188,12 +187,18 @@ def score_particles(
     guesses, known = _particles(found), _particles(truth)
     if not any(known.class_names):
         raise InputError(f"{known.path or 'truth'}: has no class names; name their column with --class_column")
+    strangers = set(leave_out) - set(guesses.ids)
+    if strangers:
+        raise InputError(
+            f"{guesses.path or 'particles'}: has no particle {min(strangers)!r} to leave out, nor {len(strangers) - 1} "
+            "others; is the list of those to leave out one of these particles?"
+        )
     matches = match_particles(found, truth, distance=distance)
     out = np.isin(np.asarray(guesses.ids, dtype=object), list(leave_out))
     dropped = set(matches.truth_of[out & (matches.truth_of >= 0)].tolist())
     pairs = [(row, int(true_row)) for row, true_row in enumerate(matches.truth_of) if not out[row]]
     confusion: Counter[tuple[str, str]] = Counter(
-        (known.class_names[true_row] if true_row >= 0 else "no particle", guesses.class_names[row] or "unknown")
+        (known.class_names[true_row] if true_row >= 0 else "no particle", guesses.class_names[row] or UNKNOWN)
         for row, true_row in pairs
     )
     paired = {true_row for _, true_row in pairs if true_row >= 0}

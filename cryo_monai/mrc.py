@@ -16,6 +16,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.mrc_header import (
     HEADER_BYTES,
     MAX_BYTES,
+    NO_LIMIT,
     MRCHeader,
     check_compressed_size,
     read_mrc_header,
@@ -64,7 +65,9 @@ def read_mrc(
         two-dimensional, or a stack without ``volume``.
     """
     path = Path(path)
-    header = read_mrc_header(path, permissive=permissive, max_bytes=max_bytes)
+    header = read_mrc_header(path, permissive=permissive, max_bytes=max_bytes if volume is None else NO_LIMIT)
+    if header.nbytes // header.volumes > max_bytes:
+        raise InputError(f"{path}: volumes of {header.nbytes // header.volumes} bytes, over the limit of {max_bytes}")
     if header.volumes == 1 and 1 in header.shape:
         raise InputError(f"{path}: a two-dimensional image of shape {header.shape}, not a volume")
     if header.volumes > 1 and volume is None:

@@ -28,6 +28,7 @@ MODES: dict[int, np.dtype[Any]] = {
 LITTLE_ENDIAN_STAMPS = (b"\x44\x44", b"\x44\x41")
 BIG_ENDIAN_STAMP = b"\x11\x11"
 MAX_BYTES = 16 * 2**30  # refuse a header that declares more; pass `max_bytes` for larger volumes
+NO_LIMIT = 2**62  # for files that are never read whole
 MAX_EXTENDED_HEADER_BYTES = 64 * 2**20
 
 

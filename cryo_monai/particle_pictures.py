@@ -22,6 +22,7 @@ MAX_TOMOGRAMS = 3
 SLICES = 3
 SHOWN = 48  # boxes on a sheet
 AVERAGED = 400
+AVERAGED_BYTES = 256 * 2**20  # fewer of large boxes
 
 
 def write_particle_slices(
@@ -78,7 +79,8 @@ def write_box_sheet(boxes: ParticleBoxes, path: str | os.PathLike[str]) -> None:
     path : path
         The PNG; its folder is created.
     """
-    rows = np.unique(np.linspace(0, len(boxes) - 1, min(AVERAGED, len(boxes))).astype(int))
+    most = min(AVERAGED, AVERAGED_BYTES // (4 * boxes.settings.box**3))
+    rows = np.unique(np.linspace(0, len(boxes) - 1, max(1, min(most, len(boxes)))).astype(int))
     cut = [boxes.cut(int(row)) for row in rows]
     names = [boxes.located.particles.class_names[row] or "not labelled" for row in rows]
     shown = np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))

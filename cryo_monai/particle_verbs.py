@@ -57,7 +57,7 @@ def extract(
         permissive: accept old MRC files.
         num_workers: processes.
     """
-    from cryo_monai.boxes import BoxSettings, ParticleBoxes
+    from cryo_monai.boxes import BoxSettings
     from cryo_monai.extraction import extract as extract_boxes
     from cryo_monai.particle_pictures import write_box_sheet
 
@@ -80,9 +80,9 @@ def extract(
             seed=seed,
             stack=stack,
             num_workers=num_workers,
+            at_end=lambda boxes: write_box_sheet(boxes, f"{output_dir}/boxes.png"),
             progress=counted(bar, len(located) + background * len(located.tomograms)),
         )
-    write_box_sheet(ParticleBoxes(located, settings), f"{output_dir}/boxes.png")
     content = json.loads(target.read_text())
     lists = {name: len(content[name]) for name in ("training", "inference") if name in content}
     shown = ", ".join(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
 from cryo_monai.networks import VideoClassifier
 
@@ -63,27 +66,53 @@ def compute_in_parts(
     -------
     array
         `(count, n)` float32.
+
+    Raises
+    ------
+    CryoMonaiError
+        When another process is at it, or the folder cannot be written.
     """
-    _prepare(parts, f"{fingerprint} {batch_size}")
-    starts = range(0, count, batch_size)
-    left = [start for start in starts if not (parts / f"{start:08d}.npy").is_file()]
-    indices = [i for start in left for i in range(start, min(start + batch_size, count))]
-    finished = count - len(indices)
-    loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
-    for start, batch in zip(left, loader, strict=True):
-        rows = compute(batch)
-        buffer = io.BytesIO()
-        np.save(buffer, rows)
-        atomic_write_bytes(parts / f"{start:08d}.npy", buffer.getvalue())
-        finished += len(rows)
-        if progress is not None:
-            progress(finished)
-    return np.concatenate([np.load(parts / f"{start:08d}.npy", allow_pickle=False) for start in starts])
+    with _locked(parts):
+        _prepare(parts, f"{fingerprint} {batch_size}")
+        starts = range(0, count, batch_size)
+        left = [start for start in starts if not (parts / f"{start:08d}.npy").is_file()]
+        indices = [i for start in left for i in range(start, min(start + batch_size, count))]
+        finished = count - len(indices)
+        loader = DataLoader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
+        for start, batch in zip(left, loader, strict=True):
+            rows = compute(batch)
+            buffer = io.BytesIO()
+            np.save(buffer, rows)
+            atomic_write_bytes(parts / f"{start:08d}.npy", buffer.getvalue())
+            finished += len(rows)
+            if progress is not None:
+                progress(finished)
+        return np.concatenate([np.load(parts / f"{start:08d}.npy", allow_pickle=False) for start in starts])
 
 
 def drop_parts(parts: Path) -> None:
     """Remove the batches."""
     shutil.rmtree(parts)
+
+
+@contextmanager
+def _locked(parts: Path) -> Iterator[None]:
+    """Hold a name for one process; the operating system lets go when that ends."""
+    lock = parts.with_name(parts.name + ".lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("a")
+    except OSError as error:
+        raise CryoMonaiError(f"{lock}: cannot be written ({error.strerror})") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{parts}: another process is computing this") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _prepare(parts: Path, fingerprint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.folders import Journal, claimed, note_recipe
 from cryo_monai.locations import LocatedParticles, list_particles
 from cryo_monai.particles import write_particles
-from cryo_monai.picking import pick_blobs, rank_by_templates, templates_from, top_per_class
+from cryo_monai.picking import Template, pick_blobs, rank_by_templates, templates_from, top_per_class
 from cryo_monai.tomograms import Tomogram
 
 
@@ -129,26 +130,57 @@ def pick_tomograms(
         For impossible settings, unusable templates or tomograms, no pick at all, or a folder that is not free.
     """
     folder = Path(output_dir)
+    templates = _templates(tomograms, settings, structure_dir)
     with claimed(folder, "picking"):
-        files = [(str(t.path), t.shape, t.voxel_size, t.path.stat().st_size) for t in tomograms]
         recipe = {
             "made_by": f"cryo-monai {cryo_monai.__version__}",
             "settings": asdict(settings),
-            "tomograms": [dict(zip(("file", "shape", "voxel_size", "bytes"), file, strict=True)) for file in files],
+            "tomograms": [
+                {"file": str(t.path), "shape": t.shape, "voxel_size": t.voxel_size, "state": t.state[1]}
+                for t in tomograms
+            ],
+            "templates": {
+                f"{made.name} at {size:g} Å": hashlib.sha256(made.density.tobytes()).hexdigest()
+                for size, all_made in templates.items()
+                for made in all_made
+            },
         }
         note_recipe(folder, recipe, "picking")
-        journal = Journal(folder / "truth" / "picks.jsonl")
+        journal = Journal(folder / "progress" / "picks.jsonl")
         for tomogram in tomograms[len(journal.entries) :]:
-            journal.append([_pick_one(tomogram, settings, structure_dir, device, progress)])
+            made = templates[tomogram.voxel_size or math.nan] if settings.templates else []
+            journal.append([_pick_one(tomogram, settings, made, device, progress)])
         found = _selected(tomograms, journal.entries, settings)
         write_particles(folder / "picks.star", found.particles)
     return found
 
 
+def _templates(
+    tomograms: Sequence[Tomogram], settings: PickSettings, structure_dir: str | os.PathLike[str] | None
+) -> dict[float, list[Template]]:
+    """Make templates for each voxel size, before anything is picked."""
+    made: dict[float, list[Template]] = {}
+    for size in sorted({tomogram.voxel_size or math.nan for tomogram in tomograms} if settings.templates else ()):
+        if round(settings.shift / size) > settings.template_box // 4:
+            raise InputError(
+                f"shift: {settings.shift:g} Å are more than a quarter of templates of {settings.template_box} voxels "
+                f"of {size:g} Å; give less, or a larger template_box"
+            )
+        made[size] = templates_from(
+            settings.templates,
+            voxel_size=size,
+            resolution=max(2 * size, settings.low_pass),
+            box=settings.template_box,
+            structure_dir=structure_dir,
+            assembly=settings.assembly,
+        )
+    return made
+
+
 def _pick_one(
     tomogram: Tomogram,
     settings: PickSettings,
-    structure_dir: str | os.PathLike[str] | None,
+    templates: Sequence[Template],
     device: str | torch.device,
     progress: Callable[[str, int, int], object] | None,
 ) -> dict[str, Any]:
@@ -172,16 +204,8 @@ def _pick_one(
         "positions": peaks.positions.tolist(),
         "responses": [float(f"{value:.6g}") for value in peaks.values],
     }
-    if not settings.templates or not len(peaks.values):
+    if not templates or not len(peaks.values):
         return entry
-    templates = templates_from(
-        settings.templates,
-        voxel_size=size,
-        resolution=max(2 * size, settings.low_pass),
-        box=settings.template_box,
-        structure_dir=structure_dir,
-        assembly=settings.assembly,
-    )
     rank = None if progress is None else lambda done, steps: progress(f"ranking {tomogram.name}", done, steps)
     ranking = rank_by_templates(
         tomogram,

@@ -108,8 +108,7 @@ def cut_box(
     volume : array
         `(box, box, box)`.
     inside : float
-        The share of the region, read for the box itself, that lies within the tomogram. The rest had the mean of what
-        is inside.
+        The share of the box's voxels that lie within the tomogram. The rest had the mean of what is inside.
 
     Raises
     ------
@@ -120,11 +119,26 @@ def cut_box(
         raise InputError(f"rescaling: {rescaling!r} is not one of {', '.join(RESCALINGS)}")
     centre = np.asarray(place, dtype=np.float64)
     if rotation is None:
-        return _axis_parallel(tomogram, centre, box, spacing, rescaling)
+        return _axis_parallel(tomogram, centre, box, spacing, rescaling), _share_inside(tomogram, centre, box, spacing)
     # A cube that holds the turned one, with room for the splines.
-    larger = math.ceil(box * math.sqrt(3)) + 4
-    around, inside = _axis_parallel(tomogram, centre, larger, spacing, rescaling)
-    return turned(around, np.asarray(rotation, dtype=np.float64), box), inside
+    matrix = np.asarray(rotation, dtype=np.float64)
+    around = _axis_parallel(tomogram, centre, math.ceil(box * math.sqrt(3)) + 4, spacing, rescaling)
+    return turned(around, matrix, box), _share_inside(tomogram, centre, box, spacing, matrix)
+
+
+def _share_inside(tomogram: Readable, centre: Array, box: int, spacing: float, rotation: Array | None = None) -> float:
+    """Share of a box's voxels whose centres lie within the tomogram."""
+    steps = (np.arange(box) - box // 2) * spacing
+    shape = np.asarray(tomogram.shape)
+    if rotation is None:
+        at = centre[:, None] + steps
+        return float(np.prod(((at > -0.5) & (at < shape[:, None] - 0.5)).mean(1)))
+    reach = max(abs(steps[0]), abs(steps[-1])) * math.sqrt(3)
+    if np.all(centre - reach > -0.5) and np.all(centre + reach < shape - 0.5):
+        return 1.0
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1)
+    at = centre + grid @ rotation.T
+    return float(np.all((at > -0.5) & (at < shape - 0.5), axis=-1).mean())
 
 
 def turned(volume: Volume, rotation: Array, box: int) -> Volume:
@@ -145,20 +159,18 @@ def turned(volume: Volume, rotation: Array, box: int) -> Volume:
     return np.asarray(affine_transform(volume, rotation, offset, (box,) * 3, order=3, mode="nearest"), np.float32)
 
 
-def _axis_parallel(tomogram: Readable, centre: Array, box: int, spacing: float, rescaling: str) -> tuple[Volume, float]:
+def _axis_parallel(tomogram: Readable, centre: Array, box: int, spacing: float, rescaling: str) -> Volume:
     grid = (np.arange(box) - box // 2) * spacing
     whole = spacing == 1.0 and bool(np.all(centre == np.round(centre)))
     if whole:
-        margin = 0
-    elif rescaling == "fourier":
+        return _padded(tomogram, np.round(centre + grid[0]).astype(int), box)
+    if rescaling == "fourier":
         margin = math.ceil(FOURIER_MARGIN * box * spacing)
     else:
         margin = math.ceil(LANCZOS_LOBES * max(1.0, spacing)) + 1
     start = np.floor(centre + grid[0]).astype(int) - margin
-    length = math.ceil(grid[-1] - grid[0]) + 2 + 2 * margin if not whole else box
-    region, inside = _padded(tomogram, start, length, margin)
-    if whole:
-        return region, inside
+    length = math.ceil(grid[-1] - grid[0]) + 2 + 2 * margin
+    region = _padded(tomogram, start, length)
     make = fourier_matrix if rescaling == "fourier" else lanczos_matrix
     # The mean is left out of the sums: a constant stays one, to the last bit.
     mean = region.mean(dtype=np.float64)
@@ -167,23 +179,18 @@ def _axis_parallel(tomogram: Readable, centre: Array, box: int, spacing: float, 
         matrix = make(length, centre[axis] + grid - start[axis], spacing).astype(np.float32)
         # The first axis is taken off and the new one put last; three times restore the order.
         data = np.tensordot(data, matrix, axes=([0], [1]))
-    return data + np.float32(mean), inside
+    return data + np.float32(mean)
 
 
-def _padded(tomogram: Readable, start: npt.NDArray[np.int_], length: int, margin: int) -> tuple[Volume, float]:
+def _padded(tomogram: Readable, start: npt.NDArray[np.int_], length: int) -> Volume:
     """Read a cube that may reach beyond the tomogram; there it has the mean of what is inside."""
-    shape = np.asarray(tomogram.shape)
-    low, high = np.maximum(start, 0), np.minimum(start + length, shape)
-    # Of the box without its margin.
-    own = np.minimum(start + length - margin, shape) - np.maximum(start + margin, 0)
-    if np.any(own <= 0):
-        raise InputError(
-            f"no voxel of the box at {tuple(int(s) for s in start)} lies inside a tomogram of {tomogram.shape}"
-        )
-    inside = float(np.prod(own / (length - 2 * margin)))
+    low, high = np.maximum(start, 0), np.minimum(start + length, tomogram.shape)
+    if np.any(high <= low):
+        place = tuple(int(n) for n in start)
+        raise InputError(f"no voxel of the box at {place} lies inside a tomogram of {tomogram.shape}")
     data = tomogram.read([int(n) for n in low], [int(n) for n in high])
     if data.shape == (length,) * 3:
-        return data, inside
+        return data
     padded = np.full((length,) * 3, data.mean(dtype=np.float64), dtype=np.float32)
     padded[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))] = data
-    return padded, inside
+    return padded

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from cryo_monai.checkpoints import load_checkpoint
-from cryo_monai.datasets import describe_volumes
+from cryo_monai.datasets import describe_volumes, extraction_of
 from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
@@ -71,6 +71,7 @@ def train_bundle(
     def note(engine: Engine) -> None:
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
         record["data"] = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
+        record["data"]["extraction"] = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     with unwrapped_errors():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import os
 from collections import Counter
@@ -22,14 +23,12 @@ from cryo_monai.contrasts import contrast_warning
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
 from cryo_monai.locations import LocatedParticles
-from cryo_monai.particles import write_classes, write_particles
+from cryo_monai.particles import UNKNOWN, write_classes, write_particles
 from cryo_monai.parts import compute_in_parts, drop_parts, network_fingerprint
 from cryo_monai.points import write_points
 from cryo_monai.runs import inference_of, read_run
 
 logger = logging.getLogger(__name__)
-
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,10 @@ def settings_for(
         box = trained_box[0]
     if voxel_size and trained_size and abs(voxel_size / trained_size - 1) > 0.01:
         logger.warning("voxels of %g Å, but the network was trained on %g Å", voxel_size, trained_size)
+    trained = data.get("extraction") or {}
+    for name in ("rotate", "rescaling"):
+        if name in trained and trained[name] != options.get(name, trained[name]):
+            logger.warning("%s is %s, but the network was trained on boxes of %s", name, options[name], trained[name])
     voxel_size = voxel_size or trained_size or 0.0
     if not voxel_size:
         voxel_size = located.voxel_size
@@ -147,10 +150,13 @@ def classify_particles(
     """
     if not 0 <= min_probability <= 1:
         raise InputError(f"min_probability: {min_probability} must be from 0 to 1")
-    target = Path(output)
-    source = located.particles.path
-    if source is not None and target.exists() and os.path.samefile(target, source):
-        raise InputError(f"{target}: is the list that came in; choose another --output")
+    target, source = Path(output), located.particles.path
+    parts = target.with_name(target.name + ".parts")
+    for file in (*([source] if source else []), *located.particles.read_from):
+        if target.exists() and os.path.samefile(target, file):
+            raise InputError(f"{target}: is what the particles were read from; choose another --output")
+    if target.exists() and not parts.exists():
+        raise InputError(f"{target}: exists; remove it, or choose another --output")
     boxes = ParticleBoxes(located, settings)
     if settings.edge == "skip":
         located = located.select(boxes.whole)
@@ -162,7 +168,7 @@ def classify_particles(
     warning = contrast_warning((record.get("data") or {}).get("contrast"), found, "the training data")
     if warning:
         logger.warning("%s", warning)
-    names, scores, parts = _scores(run_dir, boxes, target, ids or {}, progress)
+    names, scores = _scores(run_dir, boxes, parts, ids or {}, progress)
     best = scores.argmax(1)
     sure = scores.max(1) >= min_probability
     numbers = np.where(sure, best + 1, 0)
@@ -183,11 +189,11 @@ def classify_particles(
 def _scores(
     run_dir: str | os.PathLike[str],
     boxes: ParticleBoxes,
-    target: Path,
+    parts: Path,
     ids: Mapping[str, Any],
     progress: Callable[[int], object] | None,
-) -> tuple[list[str], npt.NDArray[np.float32], Path]:
-    """Probabilities `(n, classes)` from the run's own inference workflow, and where its batches are kept."""
+) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Class names, and probabilities `(n, classes)`, from the run's own inference workflow."""
     workflow = inference_of(run_dir, ids)
     content = workflow.parser.get_parsed_content
     with unwrapped_errors():
@@ -197,6 +203,10 @@ def _scores(
         postprocessing, batch_size, workers = (
             content(name) for name in ("postprocessing", "batch_size", "num_workers")
         )
+    if UNKNOWN in network.class_names:
+        raise InputError(
+            f"{run_dir}: was trained with a class {UNKNOWN!r}, which is what doubtful particles are called"
+        )
     network.eval()
 
     def compute(batch: Mapping[str, Any]) -> npt.NDArray[np.float32]:
@@ -205,8 +215,9 @@ def _scores(
         rows = [postprocessing({"pred": row})["pred"] for row in scores]
         return torch.stack(rows).float().cpu().numpy()
 
-    parts = target.with_name(target.name + ".parts")
-    fingerprint = f"{network_fingerprint(network)} {content('average_axes')} {boxes.fingerprint()}"
+    chosen = {name: str(value) for name, value in ids.items() if name != "num_workers"}
+    asked = json.dumps([chosen, content("average_axes"), content("precision")], sort_keys=True)
+    fingerprint = f"{network_fingerprint(network)} {asked} {boxes.fingerprint()}"
     scores = compute_in_parts(
         parts,
         fingerprint,
@@ -217,7 +228,7 @@ def _scores(
         num_workers=workers,
         progress=progress,
     )
-    return list(network.class_names), scores, parts
+    return list(network.class_names), scores
 
 
 def _beside(target: Path, ending: str) -> Path:

@@ -65,17 +65,20 @@ def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str)
     Raises
     ------
     DatasetError
-        Naming every tomogram without a file, or with several.
+        Naming every tomogram without a file, with several, or with that of another.
     """
     wanted = list(dict.fromkeys(names))
     if len(wanted) == 1 and len(files) == 1 and (not wanted[0] or _belongs(tomogram_name(wanted[0]), files[0])):
         return {wanted[0]: files[0]}
     problems = []
     chosen: dict[str, Path] = {}
+    shorts = {tomogram_name(name) for name in wanted}
     for name in wanted:
         short = tomogram_name(name)
         same = [file for file in files if tomogram_name(file.name) == short]
-        near = same or [file for file in files if short and _belongs(short, file)]
+        # A file that has another name of the list is that one's.
+        others = [file for file in files if tomogram_name(file.name) not in shorts]
+        near = same or [file for file in others if short and _belongs(short, file)]
         if len(near) == 1:
             chosen[name] = near[0]
         elif near:
@@ -84,6 +87,10 @@ def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str)
         else:
             shown = ", ".join(file.name for file in files[:3])
             problems.append(f"{source}: no file for tomogram {name!r} among {len(files)} ({shown} ...)")
+    owners: dict[Path, str] = {}
+    for name, file in chosen.items():
+        if owners.setdefault(file, name) != name:
+            problems.append(f"{source}: tomograms {owners[file]!r} and {name!r} would both be {file.name}")
     if problems:
         raise DatasetError(source, problems)
     return chosen

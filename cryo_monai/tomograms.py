@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.errors import InputError
-from cryo_monai.mrc_header import HEADER_BYTES, read_mrc_header
+from cryo_monai.mrc_header import HEADER_BYTES, NO_LIMIT, MRCHeader, read_mrc_header
 from cryo_monai.tomogram_names import MRC_ENDINGS, TIFF_ENDINGS, TOMOGRAM_ENDINGS, ZARR_ENDINGS, tomogram_name
 
-# Nothing is allocated for what a header declares: only the file's size limits it.
-NO_LIMIT = 2**62
 # Mapped at a time, at most; and what Linux maps around the rows of a section that are touched (large folios).
 MAPPED_BYTES = 32 * 2**20
 PAGES_AROUND = 2 * 2**20
@@ -32,6 +31,7 @@ ANGSTROMS = {
     "micrometer": 1e4,
 }
 Region = tuple[slice, slice, slice]
+Loader = Callable[[Region], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,23 @@ class Tomogram:
     path: Path
     shape: tuple[int, int, int]
     voxel_size: float | None
-    load: Callable[[Region], npt.NDArray[Any]]
+    load: Loader
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def name(self) -> str:
         """File name without what `tomogram_name` takes off."""
         return tomogram_name(str(self.path))
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """Path, and a digest of the sizes and times of what is there: another one when the data may have changed."""
+        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        digest = hashlib.sha256()
+        for file in files:
+            status = file.stat()
+            digest.update(f"{file.relative_to(self.path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return str(self.path.resolve()), digest.hexdigest()
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> npt.NDArray[np.float32]:
         """Read a region `(z, y, x)` as float32; nothing of the file stays mapped afterwards.
@@ -114,41 +124,75 @@ def open_tomogram(
     if lower.endswith((".gz", ".bz2")):
         raise InputError(f"{file}: a compressed tomogram cannot be read by region; decompress it first")
     if any(part.endswith(ZARR_ENDINGS) for part in lower.split(os.sep)):
-        tomogram = _open_zarr(file)
+        shape, sizes, load = _open_zarr(file)
+        origin = (0.0, 0.0, 0.0)
     elif lower.endswith(TIFF_ENDINGS):
-        tomogram = _open_tiff(file)
+        shape, sizes, load = _open_tiff(file)
+        origin = (0.0, 0.0, 0.0)
     elif lower.endswith(MRC_ENDINGS):
-        tomogram = _open_mrc(file, permissive)
+        header = read_mrc_header(file, permissive=permissive, max_bytes=NO_LIMIT)
+        if header.volumes > 1:
+            raise InputError(f"{file}: a stack of {header.volumes} volumes, not a tomogram")
+        shape, sizes, load, origin = header.shape, header.voxel_size, _MRCRegions(file, header), header.origin
     else:
         raise InputError(f"{file}: unknown extension; tomograms end in {', '.join(TOMOGRAM_ENDINGS)}")
-    if len(tomogram.shape) != 3 or min(tomogram.shape) < 2:
-        raise InputError(f"{file}: shape {tomogram.shape} is not one (z, y, x) volume")
-    if voxel_size is not None:
-        return replace(tomogram, voxel_size=float(voxel_size))
-    return tomogram
+    if len(shape) != 3 or min(shape) < 2:
+        raise InputError(f"{file}: shape {shape} is not one (z, y, x) volume")
+    known = _cubic(file, sizes) if voxel_size is None else float(voxel_size)
+    return Tomogram(file, (int(shape[0]), int(shape[1]), int(shape[2])), known, load, origin)
 
 
-def _open_mrc(file: Path, permissive: bool) -> Tomogram:
-    header = read_mrc_header(file, permissive=permissive, max_bytes=NO_LIMIT)
-    if header.volumes > 1:
-        raise InputError(f"{file}: a stack of {header.volumes} volumes, not a tomogram")
+@dataclass(frozen=True)
+class _MRCRegions:
+    """Load regions of an MRC file."""
 
-    offset = HEADER_BYTES + header.extended_bytes
-    row = header.disk_shape[2] * header.dtype.itemsize
-    section = header.disk_shape[1] * row
+    file: Path
+    header: MRCHeader
 
-    def load(region: Region) -> npt.NDArray[Any]:
+    def __call__(self, region: Region) -> npt.NDArray[Any]:
+        header = self.header
+        offset = HEADER_BYTES + header.extended_bytes
+        row = header.disk_shape[2] * header.dtype.itemsize
+        section = header.disk_shape[1] * row
         sections, rows, columns = (region[header.axes.index(axis)] for axis in range(3))
         data = np.empty([part.stop - part.start for part in (sections, rows, columns)], header.dtype)
         # Mapped anew for some sections at a time: mapped pages, and their neighbours, count as memory in use.
         step = max(1, MAPPED_BYTES // ((rows.stop - rows.start) * row + PAGES_AROUND))
         for start in range(sections.start, sections.stop, step):
             shape = (min(step, sections.stop - start), *header.disk_shape[1:])
-            mapped = np.memmap(file, header.dtype, "r", offset + start * section, shape)
+            mapped = np.memmap(self.file, header.dtype, "r", offset + start * section, shape)
             data[start - sections.start :][: shape[0]] = mapped[:, rows, columns]
         return data.transpose(header.axes)
 
-    return Tomogram(file, header.shape, _cubic(file, header.voxel_size), load, header.origin)
+
+@dataclass(frozen=True)
+class _TIFFRegions:
+    """Load regions of a TIFF stack: mapped when it is stored in one piece, section by section otherwise."""
+
+    file: Path
+    sections: int
+    mappable: bool
+
+    def __call__(self, region: Region) -> npt.NDArray[Any]:
+        tifffile = _library("tifffile", self.file)
+        if self.mappable:
+            return np.asarray(tifffile.memmap(self.file, mode="r")[region])
+        with tifffile.TiffFile(self.file) as tiff:
+            wanted = range(*region[0].indices(self.sections))
+            return np.stack([tiff.series[0].pages[z].asarray()[region[1:]] for z in wanted])
+
+
+@dataclass(frozen=True)
+class _ZarrRegions:
+    """Load regions of a Zarr array whose axes before the last three have length one."""
+
+    folder: Path
+    level: str
+    lead: int
+
+    def __call__(self, region: Region) -> npt.NDArray[Any]:
+        node = _library("zarr", self.folder).open(str(self.folder / self.level), mode="r")
+        return np.asarray(node[(0,) * self.lead + region])
 
 
 def _cubic(file: Path, sizes: Sequence[float] | None) -> float | None:
@@ -172,7 +216,8 @@ def _library(name: str, file: Path) -> ModuleType:
         raise InputError(f"{file}: needs the library {name}; pip install 'cryo-monai[tomograms]'") from None
 
 
-def _open_tiff(file: Path) -> Tomogram:
+def _open_tiff(file: Path) -> tuple[Sequence[int], Sequence[float] | None, Loader]:
+    """Shape, voxel size (Å) and loader of a TIFF stack."""
     tifffile = _library("tifffile", file)
     try:
         with tifffile.TiffFile(file) as tiff:
@@ -184,14 +229,6 @@ def _open_tiff(file: Path) -> Tomogram:
         raise InputError(f"{file}: not readable as TIFF ({error})") from error
     if kind not in "fiu" or len(shape) != 3 or shape[-1] in (3, 4):
         raise InputError(f"{file}: TIFF of shape {shape} and type {kind!r} is not a stack of grey sections")
-
-    def load(region: Region) -> npt.NDArray[Any]:
-        if mappable:
-            return np.asarray(tifffile.memmap(file, mode="r")[region])
-        with tifffile.TiffFile(file) as tiff:
-            sections = range(*region[0].indices(shape[0]))
-            return np.stack([tiff.series[0].pages[z].asarray()[region[1:]] for z in sections])
-
     spacing = metadata.get("spacing")
     # ImageJ escapes letters beyond ASCII.
     named = str(metadata.get("unit", "")).replace("\\u00B5", "µ").replace("\\u00C5", "Å")
@@ -200,35 +237,30 @@ def _open_tiff(file: Path) -> Tomogram:
     if unit and spacing and resolution is not None and resolution.value[0]:
         in_plane = resolution.value[1] / resolution.value[0]
         sizes = (spacing * unit, in_plane * unit, in_plane * unit)
-    return Tomogram(file, tuple(shape), _cubic(file, sizes), load)
+    return shape, sizes, _TIFFRegions(file, shape[0], mappable)
 
 
-def _open_zarr(file: Path) -> Tomogram:
+def _open_zarr(file: Path) -> tuple[Sequence[int], Sequence[float] | None, Loader]:
+    """Shape, voxel size (Å) and loader of an OME-Zarr image, of one of its levels, or of a Zarr array."""
     zarr = _library("zarr", file)
     try:
         node = zarr.open(str(file), mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{file}: not readable as Zarr ({error})") from error
-    root, level = node, ""
+    root, level, inner = node, file.name, ""
     if not hasattr(node, "shape"):
         levels = [entry["path"] for entry in _multiscale(node).get("datasets", [])]
         if not levels:
             raise InputError(f"{file}: a Zarr group without OME multiscales; name an array in it, such as {file}/0")
-        level, node = levels[0], node[levels[0]]
+        level = inner = levels[0]
+        node = node[level]
     else:
-        level = file.name
-        parent = file.parent
-        root = zarr.open(str(parent), mode="r") if parent.suffix in ZARR_ENDINGS else None
+        root = zarr.open(str(file.parent), mode="r") if file.parent.suffix in ZARR_ENDINGS else None
     lead = len(node.shape) - 3
     if lead < 0 or any(n != 1 for n in node.shape[:lead]):
         raise InputError(f"{file}: shape {node.shape} is not one (z, y, x) volume")
-
-    def load(region: Region) -> npt.NDArray[Any]:
-        return np.asarray(node[(0,) * lead + region])
-
-    shape = node.shape[lead:]
     scale = _zarr_scale(_multiscale(root), level) if root is not None else None
-    return Tomogram(file, (shape[0], shape[1], shape[2]), _cubic(file, scale), load)
+    return node.shape[lead:], scale, _ZarrRegions(file, inner, lead)
 
 
 def _multiscale(group: Any) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from cryo_monai.errors import InputError
 from cryo_monai.montages import MONTAGE_SUFFIXES, check_montage, read_montage
 from cryo_monai.mrc import read_mrc
-from cryo_monai.mrc_header import MRC_SUFFIXES, read_mrc_header
+from cryo_monai.mrc_header import MAX_BYTES, MRC_SUFFIXES, NO_LIMIT, read_mrc_header
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NUMPY_SUFFIXES = (".npy",)
@@ -131,7 +131,8 @@ def volume_facts(path: str | os.PathLike[str], *, permissive: bool = False) -> V
 
 def _mrc_facts(path: Path, permissive: bool) -> VolumeFacts:
     file, number = stack_member(path)
-    header = read_mrc_header(file, permissive=permissive)
+    # Of a stack one volume is read: its own size counts, not that of the file.
+    header = read_mrc_header(file, permissive=permissive, max_bytes=MAX_BYTES if number is None else NO_LIMIT)
     if 1 in header.shape:
         raise InputError(f"{path}: holds {header.volumes} volume(s) of shape {header.shape}, not one volume")
     if number is None and header.volumes > 1:

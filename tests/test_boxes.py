@@ -1,17 +1,19 @@
 """Particles in tomograms: where they lie, and the boxes around them."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from cryo_monai.boxes import BoxSettings, ParticleBoxes, outside_sphere, sampled_contrast
 from cryo_monai.contrasts import contrast_of, contrast_warning
 from cryo_monai.errors import DatasetError, InputError
 from cryo_monai.locations import LocatedParticles, list_particles, locate_particles, open_tomograms
 from cryo_monai.mrc import write_mrc
-from cryo_monai.particles import Particles, make_particles
+from cryo_monai.particles import Particles, TomogramRecord, make_particles
 
 SHAPE = (40, 44, 48)
 PLACES = np.array([[20.0, 21.0, 22.0], [10.25, 30.5, 12.75], [19.0, 22.0, 40.0], [2.0, 22.0, 24.0]])
@@ -195,3 +197,35 @@ def test_a_warning_needs_two_that_are_sure() -> None:
     assert contrast_warning(dark, unclear, "x") is None
     assert contrast_warning(dark, dark, "x") is None
     assert contrast_warning(None, dark, "x") is None
+
+
+def test_a_turned_box_reaches_as_far_as_its_corners(tmp_path: Path) -> None:
+    write_tomogram(tmp_path / "t.mrc")
+    quarter = Rotation.from_euler("z", 45, degrees=True).as_matrix()[::-1, ::-1]  # about z, on (z, y, x)
+    particles = make_particles("t", [[20.0, 8.0, 24.0], [20.0, 22.0, 24.0]], pixel_size=10.0, rotations=[quarter] * 2)
+    located = locate_particles(particles, [tmp_path])
+    settings = BoxSettings(box=14, voxel_size=10.0)
+    assert ParticleBoxes(located, settings).whole.tolist() == [True, True]
+    turned = ParticleBoxes(located, replace(settings, rotate=True))
+    assert turned.whole.tolist() == [False, True]
+    assert turned.cut(0).inside < 1.0
+    assert turned.cut(1).inside == 1.0
+
+
+def test_the_table_of_tomograms_and_the_file_have_to_agree(tmp_path: Path) -> None:
+    write_tomogram(tmp_path / "t.mrc")
+    record = TomogramRecord(tmp_path / "t.mrc", 5.0, None)
+    particles = replace(listed(), tomogram_files={"t": record})
+    with pytest.raises(InputError, match="voxels of 10 Å, but 5 Å in the table of tomograms"):
+        locate_particles(particles)
+    assert locate_particles(particles, tomogram_voxel_size=10.0).voxel_size == 10.0
+    write_tomogram(tmp_path / "t.mrc", voxel_size=1.0)
+    known = replace(listed(), tomogram_files={"t": TomogramRecord(tmp_path / "t.mrc", 10.0, None)})
+    assert locate_particles(known).voxel_size == 10.0
+
+
+def test_located_particles_can_be_sent_to_other_processes(located: LocatedParticles) -> None:
+    again = pickle.loads(pickle.dumps(located))
+    assert np.array_equal(
+        again.tomograms[0].read((1, 2, 3), (4, 5, 6)), located.tomograms[0].read((1, 2, 3), (4, 5, 6))
+    )

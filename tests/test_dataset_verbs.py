@@ -76,3 +76,6 @@ def test_unknown_controls_are_one_line(dataset_dir: Path, tmp_path: Path, capsys
     arguments = ["control", "colour", str(SUBTOMOGRAMS), str(tmp_path / "c"), "--dataset_dir", str(dataset_dir)]
     assert main(arguments) == 1
     assert "'colour' is not one of background, labels" in capsys.readouterr().err
+    arguments[1] = "labels"
+    assert main([*arguments, "--split", "0.6;0.4"]) == 1
+    assert "split: 0.6;0.4 is not three fractions" in capsys.readouterr().err

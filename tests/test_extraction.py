@@ -1,16 +1,19 @@
 """Subtomograms as files, resumable, with lists to train from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import cryo_monai.extraction as extraction
+from cryo_monai.backgrounds import background_places
 from cryo_monai.boxes import BoxSettings, ParticleBoxes
 from cryo_monai.datalists import load_datalist
-from cryo_monai.errors import InputError
-from cryo_monai.extraction import background_places, extract
+from cryo_monai.errors import InputError, user_error
+from cryo_monai.extraction import extract
 from cryo_monai.locations import LocatedParticles, locate_particles
 from cryo_monai.mrc import read_mrc, write_mrc
 from cryo_monai.particles import make_particles, read_particles
@@ -162,3 +165,61 @@ def test_one_class_is_nothing_to_train_from(located: LocatedParticles, tmp_path:
     content = json.loads(extract(located.select(range(0, 20, 3)), tmp_path / "out", SETTINGS).read_text())
     assert "training" not in content
     assert len(content["inference"]) == 7
+
+
+def test_lost_files_are_made_again(located: LocatedParticles, tmp_path: Path) -> None:
+    for stack in (False, True):
+        folder = tmp_path / str(stack)
+        extract(located, folder, SETTINGS, stack=stack)
+        before = contents(folder)
+        lost = folder / "subtomograms.mrcs" if stack else sorted(folder.rglob("*.mrc"))[3]
+        lost.unlink()
+        extract(located, folder, SETTINGS, stack=stack)
+        assert contents(folder) == before
+
+
+def test_the_star_file_keeps_names_scores_and_other_columns(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) * 1e-5
+    write_mrc(tmp_path / "TS_01_bin4_denoised.mrc", data, voxel_size=10.0)
+    columns = ["rlnTomoName", "rlnCoordinateX", "rlnCoordinateY", "rlnCoordinateZ", "rlnOriginXAngst", "rlnFoo"]
+    columns += ["rlnAutopickFigureOfMerit", "rlnTomoTiltSeriesPixelSize"]
+    head = "data_particles\n\nloop_\n" + "\n".join(f"_{name}" for name in columns)
+    (tmp_path / "p.star").write_text(head + "\nTS_01 20 20 15 30 bar 3e-8 10\nTS_01 30 20 15 0 001 0.5 10\n")
+    located = locate_particles(read_particles(tmp_path / "p.star"), [tmp_path])
+    target = extract(located, tmp_path / "out", SETTINGS)
+    again = read_particles(tmp_path / "out" / "particles.star")
+    assert again.tomograms == ["TS_01", "TS_01"]
+    assert list(again.columns["rlnFoo"]) == ["bar", "001"]
+    assert again.scores is not None
+    assert again.scores.tolist() == [3e-8, 0.5]
+    assert "rlnOriginXAngst" not in again.columns
+    assert np.allclose(again.coordinates[0], [15, 20, 17])  # the shift has been taken off
+    item = json.loads(target.read_text())["inference"][0]
+    box = ParticleBoxes(located, SETTINGS).cut(0)
+    assert item["std"] == pytest.approx(box.std, rel=1e-5)
+    assert item["source"] == "TS_01"
+
+
+def test_boxes_that_were_turned_have_no_angles_left(located: LocatedParticles, tmp_path: Path) -> None:
+    rotations = Rotation.random(len(located), random_state=0).as_matrix()
+    turned = replace(located, particles=replace(located.particles, rotations=rotations))
+    extract(turned, tmp_path / "out", replace(SETTINGS, rotate=True))
+    again = read_particles(tmp_path / "out" / "particles.star")
+    assert again.rotations is None
+    assert "cryomonaiTilt" in again.columns
+    extract(turned, tmp_path / "plain", SETTINGS)
+    plain = read_particles(tmp_path / "plain" / "particles.star").rotations
+    assert plain is not None
+    assert np.allclose(plain, rotations, atol=1e-5)
+
+
+def test_an_error_in_a_worker_is_one_line(located: LocatedParticles, tmp_path: Path) -> None:
+    file = located.tomograms[0].path
+    with file.open("r+b") as stream:
+        stream.seek(1024)
+        stream.write(np.full(int(np.prod(SHAPE)), np.nan, np.float32).tobytes())
+    with pytest.raises(InputError) as caught:
+        extract(located, tmp_path / "out", SETTINGS, num_workers=1)
+    found = user_error(caught.value)
+    assert str(found).startswith(f"{file}: voxels that are not finite around particle")
+    assert "\n" not in str(found)

@@ -33,6 +33,7 @@ GROUPS = {
         "resampling",
         "contrasts",
         "boxes",
+        "backgrounds",
         "box_files",
         "extraction",
         "picking",

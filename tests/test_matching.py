@@ -111,6 +111,8 @@ def test_lists_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         match_particles(nowhere, TRUTH, distance=10.0)
     with pytest.raises(InputError, match="has no class names"):
         label_particles(TRUTH, particles([("a", 1, 1, 1, "")]), distance=10.0)
+    with pytest.raises(InputError, match="has no particle 'elsewhere' to leave out"):
+        score_particles(TRUTH, TRUTH, distance=10.0, leave_out=["p0", "elsewhere"])
     with pytest.raises(InputError, match="fraction: 0"):
         label_particles(TRUTH, TRUTH, distance=10.0, fraction=0.0)
     with pytest.raises(InputError, match="distance: -1"):

@@ -163,7 +163,7 @@ def test_the_list_that_came_in_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "link.star").symlink_to(source)
     os.link(source, tmp_path / "hard.star")
     for name in ("a.star", "link.star", "hard.star", "../" + tmp_path.name + "/a.star"):
-        with pytest.raises(InputError, match="is the list that was read"):
+        with pytest.raises(InputError, match="is what the particles were read from"):
             write_classes(tmp_path / name, particles, **CLASSES)
     with pytest.raises(InputError, match=r"end the name in \.star"):
         write_classes(tmp_path / "b.csv", particles, **CLASSES)

@@ -78,10 +78,22 @@ def test_an_interrupted_call_goes_on_with_the_next_tomogram(
     assert not (tmp_path / "cut" / "picks.star").exists()
     pick_tomograms(inputs, tmp_path / "cut", settings)
     assert len(calls) == 3
-    for file in ("picks.star", "picking.json", "truth/picks.jsonl"):
+    for file in ("picks.star", "picking.json", "progress/picks.jsonl"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     with pytest.raises(InputError, match=r"holds another picking with other settings \(sigma\)"):
         pick_tomograms(inputs, tmp_path / "cut", PickSettings(sigma=61.0))
+
+
+def test_picks_of_a_tomogram_that_has_changed_are_not_taken(tomograms: Path, tmp_path: Path) -> None:
+    file = tmp_path / "t.mrc"
+    for source in ("tomogram_000.mrc", "tomogram_001.mrc"):
+        file.write_bytes((tomograms / source).read_bytes())
+        inputs = open_tomograms([file])
+        if source == "tomogram_000.mrc":
+            pick_tomograms(inputs, tmp_path / "p", PickSettings(sigma=60.0))
+        else:
+            with pytest.raises(InputError, match=r"with other settings \(tomograms\)"):
+                pick_tomograms(inputs, tmp_path / "p", PickSettings(sigma=60.0))
 
 
 def test_from_pick_to_label_on_the_command_line(
@@ -121,7 +133,9 @@ def test_mistakes_are_one_line(tomograms: Path, tmp_path: Path, capsys: pytest.C
     for arguments, message in (
         (["pick", tomogram, str(tmp_path / "a"), "--top", "5"], "top: needs templates"),
         (["pick", tomogram, str(tmp_path / "a"), "--sigma", "-1"], "sigma: -1.0 must be positive"),
-        (["pick", tomogram, str(tmp_path / "a"), "--threshold", "19.99"], ""),
+        (["pick", tomogram, str(tmp_path / "b"), "--threshold", "19.99"], ""),
+        (["pick", tomogram, str(tmp_path / "a"), "--templates", "no_such_thing"], "no_such_thing"),
+        (["pick", tomogram, str(tmp_path / "a"), "--templates", "o_440kda", "--shift", "300"], "shift: 300 Å are more"),
         (["pick", str(tmp_path / "none.mrc"), str(tmp_path / "a")], "none.mrc: no such file or folder"),
         (["keep", tomogram, "x.csv", str(tmp_path / "b.star")], "tomogram_000.mrc"),
     ):

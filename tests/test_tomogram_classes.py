@@ -191,8 +191,11 @@ def test_the_input_is_never_overwritten(run_dir: Path, picks: Path, tmp_path: Pa
     link = tmp_path / "link.star"
     link.symlink_to(picks)
     for target in (picks, link):
-        with pytest.raises(InputError, match="is the list that came in"):
+        with pytest.raises(InputError, match="is what the particles were read from"):
             classify_particles(run_dir, located, settings_for(run_dir, located), target)
+    (tmp_path / "there.star").write_text("something else")
+    with pytest.raises(InputError, match=r"there\.star: exists; remove it"):
+        classify_particles(run_dir, located, settings_for(run_dir, located), tmp_path / "there.star")
 
 
 def test_the_command_line(run_dir: Path, picks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,5 +206,7 @@ def test_the_command_line(run_dir: Path, picks: Path, tmp_path: Path, capsys: py
     assert output.is_file()
     assert (tmp_path / "out_slices.png").is_file()
     assert main([*arguments, "--data", "x"]) == 2
+    assert main(["classify", str(run_dir), str(picks.parent), "--box", "16"]) == 2
+    assert "--box: for --particles, not for volumes" in capsys.readouterr().err
     assert main([*arguments, "--no_such_id", "1"]) == 1
     assert "no_such_id: no such id" in capsys.readouterr().err

@@ -152,6 +152,11 @@ def test_files_are_found_for_the_names_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "TS_10_bin8.rec").touch()
     with pytest.raises(InputError, match=r"may be any of TS_10_bin4.rec, TS_10_bin8.rec"):
         match_tomograms(["TS_10"], find_tomograms([tmp_path]), source="p.star")
+    both = ["Position_1", "Position_1_2"]
+    with pytest.raises(DatasetError, match="no file for tomogram 'Position_1'"):
+        match_tomograms(both, [tmp_path / "Position_1_2.mrc", tmp_path / "other.mrc"], source="p.star")
+    with pytest.raises(DatasetError, match=r"'g1/T1.mrc' and 'g2/T1.mrc' would both be T1.mrc"):
+        match_tomograms(["g1/T1.mrc", "g2/T1.mrc"], [tmp_path / "T1.mrc"], source="p.star")
     with pytest.raises(InputError, match="no tomograms here"):
         find_tomograms([str(tmp_path / "*.zarr")])
 

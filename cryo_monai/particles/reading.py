@@ -33,7 +33,7 @@ def read_particles(
     pixel_size : float, optional
         Å per pixel of the coordinates, in place of what the file says; not for coordinates in Å.
     class_column : str, optional
-        Column that holds names of classes. Without it, one of class_name, className, cryomonaiClassName and
+        Column that holds names of classes. Without it, one of cryomonaiClassName, class_name, className and
         rlnParticleName, or the pickable object; class numbers alone are not names.
 
     Returns
@@ -75,8 +75,9 @@ def _read_star_particles(path: Path, pixel_size: float | None, class_column: str
             raise InputError(f"{path}: names no rlnTomoParticlesFile")
         particles = read_particles(particle_file, pixel_size=pixel_size, class_column=class_column)
         if tomogram_file is None:
-            return particles
-        return replace(particles, tomogram_files=read_tomogram_table(tomogram_file))
+            return replace(particles, read_from=(path,))
+        table = read_tomogram_table(tomogram_file)
+        return replace(particles, tomogram_files=table, read_from=(path, tomogram_file))
     motive_list = stopgap_table(tables)
     if motive_list is not None:
         return stopgap_particles(path, motive_list, pixel_size=pixel_size, class_column=class_column)

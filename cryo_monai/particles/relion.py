@@ -36,7 +36,8 @@ PLAIN = [f"rlnCoordinate{axis}" for axis in "XYZ"]
 CENTRED = [f"rlnCenteredCoordinate{axis}Angst" for axis in "XYZ"]
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
 SUBTOMOGRAM_ANGLES = ["rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi"]
-CLASS_COLUMNS = ("class_name", "className", "cryomonaiClassName", "rlnParticleName")
+# What this package writes goes before what was there already.
+CLASS_COLUMNS = ("cryomonaiClassName", "class_name", "className", "rlnParticleName")
 SCORE = "rlnAutopickFigureOfMerit"
 # Of one file; a part in two hundred is a rounded number.
 _AGREEMENT = 5e-3

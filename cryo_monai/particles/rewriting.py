@@ -21,15 +21,14 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.particles.delimited import read_delimited
 from cryo_monai.particles.dynamo import dynamo_columns
-from cryo_monai.particles.portal import read_objects
+from cryo_monai.particles.portal import flat_columns, read_objects
 from cryo_monai.particles.relion import particle_table
 from cryo_monai.particles.star import StarTable, read_star, with_columns
 from cryo_monai.particles.stopgap import stopgap_table
-from cryo_monai.particles.table import Particles
+from cryo_monai.particles.table import UNKNOWN, Particles
 from cryo_monai.particles.text import TextColumns, read_text
 from cryo_monai.particles.writing import decimal, delimited_text
 
-UNKNOWN = "unknown"
 # Column 22, https://wiki.dynamo.biozentrum.unibas.ch/w/index.php/Table_convention
 _DYNAMO_CLASS = 21
 
@@ -134,7 +133,7 @@ def _rewritten(source: Path, particles: Particles, values: Mapping[Any, list[Any
     """Text of the file with these rows alone, and with values put into columns: names, for Dynamo indices."""
     rows = [int(row) for row in particles.columns.index]
     if particles.format == "portal":
-        return _portal_text(source, rows, values)
+        return _portal_text(source, particles, rows, values)
     if particles.format == "csv":
         return _delimited_text(source, particles, rows, values)
     if particles.format == "dynamo":
@@ -172,8 +171,9 @@ def _checked_source(path: Path, particles: Particles) -> Path:
     source = particles.path
     if source is None:
         raise InputError(f"{path}: these particles were read from no file; use write_particles")
-    if path.exists() and path.samefile(source):
-        raise InputError(f"{path}: is the list that was read ({source}); choose another name")
+    for file in (source, *particles.read_from):
+        if path.exists() and file.exists() and path.samefile(file):
+            raise InputError(f"{path}: is what the particles were read from ({file}); choose another name")
     if particles.format == "copick":
         if path.suffix or path.is_file():
             raise InputError(f"{path}: picks of copick are written to a folder; name one")
@@ -214,15 +214,14 @@ def _delimited_text(source: Path, particles: Particles, rows: list[int], values:
     return delimited_text(out, delimiter=content.delimiter, end=end)
 
 
-def _portal_text(source: Path, rows: list[int], values: Mapping[str, list[Any]]) -> str:
-    objects, _ = read_objects(source)
-    if len(objects) <= max(rows, default=-1):
-        raise InputError(f"{source}: has changed since it was read; read it again")
-    lines = []
+def _portal_text(source: Path, particles: Particles, rows: list[int], values: Mapping[str, list[Any]]) -> str:
+    objects, lines = read_objects(source)
+    _check_unchanged(flat_columns(source, objects, lines), particles, rows)
+    text = []
     for n, row in enumerate(rows):
         content = {**objects[row], **{name: given[n] for name, given in values.items()}}
-        lines.append(json.dumps(content, ensure_ascii=False) + "\n")
-    return "".join(lines)
+        text.append(json.dumps(content, ensure_ascii=False) + "\n")
+    return "".join(text)
 
 
 def _write_copick(folder: Path, particles: Particles, names: list[str], shares: npt.NDArray[np.float64]) -> Path:

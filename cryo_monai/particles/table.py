@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.float64]
+# Classes with a meaning of their own: where no particle is, and what a network is not sure about.
+BACKGROUND = "background"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Particles:
         The file that holds the rows.
     tomogram_files : dict
         Name to `TomogramRecord`, when a table of tomograms came with the list.
+    read_from : tuple of Path
+        Files that were read besides ``path``: an optimisation set and its table of tomograms.
     """
 
     ids: list[str]
@@ -82,6 +87,7 @@ class Particles:
     format: str
     path: Path | None = None
     tomogram_files: dict[str, TomogramRecord] = field(default_factory=dict)
+    read_from: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)

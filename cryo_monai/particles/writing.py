@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,10 +64,33 @@ def write_particles(path: str | os.PathLike[str], particles: Particles) -> Path:
     return path
 
 
+# Columns that say where a particle is, how it is turned, or which file holds it: wrong in a list of other boxes.
+_PLACES = re.compile(
+    r"rln(Centered)?Coordinate.*|rlnOrigin.*|rlnAngle.*|rlnTomoSubtomogram.*|rln(Detector|Image|Micrograph|Tomo.*)?PixelSize"
+    r"|rlnMagnification|rlnImage.*|rlnCtfImage|rlnOpticsGroup.*|rlnTomoName|rlnTomoParticleName|[xyz]|d[xyz]|id|tomogram"
+    r"|(orig_|daxis|dnarot)?[xyz]|[xyz]_shift|phi|psi|the|rot|tilt|tdrot|narot|pixel_size|location.*|transformation_.*"
+    r"|xyz_rotation_matrix|[XYZ] \[(A|Å)\]"
+)
+
+
+def further_columns(particles: Particles) -> dict[str, list[str]]:
+    """Return the columns of a list that say neither place, pose, pixel size nor file, for a list of other boxes."""
+    return {
+        str(name): [str(text) for text in particles.columns[name]]
+        for name in particles.columns
+        if not _PLACES.fullmatch(str(name))
+    }
+
+
 def decimal(value: float) -> str:
     """Return a number with six decimals, without a negative zero."""
     text = f"{value:.6f}"
     return text[1:] if text.strip("-0.") == "" and text[0] == "-" else text
+
+
+def significant(value: float) -> str:
+    """Return a number with seven digits, however small it is."""
+    return f"{value:.7g}"
 
 
 def delimited_text(rows: Sequence[Sequence[str]], *, delimiter: str = ",", end: str = "\n") -> str:
@@ -112,7 +136,7 @@ def _star(particles: Particles) -> str:
     if any(particles.class_names):
         columns["cryomonaiClassName"] = particles.class_names
     if particles.scores is not None:
-        columns[SCORE] = [decimal(score) for score in particles.scores]
+        columns[SCORE] = [significant(score) for score in particles.scores]
     return optics + star_block("particles", columns | _added(particles, columns))
 
 
@@ -163,7 +187,7 @@ def _csv(particles: Particles) -> str:
     if any(particles.class_names):
         columns["class_name"] = particles.class_names
     if particles.scores is not None:
-        columns["score"] = [decimal(score) for score in particles.scores]
+        columns["score"] = [significant(score) for score in particles.scores]
     columns |= _added(particles, columns)
     return delimited_text([list(columns), *(list(row) for row in zip(*columns.values(), strict=True))])
 
@@ -186,7 +210,7 @@ def _ndjson(particles: Particles) -> str:
         if particles.class_names[row]:
             content["class_name"] = particles.class_names[row]
         if particles.scores is not None:
-            content["score"] = round(float(particles.scores[row]), 6)
+            content["score"] = float(significant(particles.scores[row]))
         lines.append(json.dumps(content, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -228,7 +252,7 @@ def _dynamo(particles: Particles) -> str:
         # -phi, -the, -psi; see dynamo.py.
         columns |= {name: [decimal(v) for v in angles[:, n]] for n, name in enumerate(("narot", "tilt", "tdrot"))}
     if particles.scores is not None:
-        columns["cc"] = [decimal(score) for score in particles.scores]
+        columns["cc"] = [significant(score) for score in particles.scores]
     if not np.isnan(particles.pixel_size).any():
         columns["apix"] = [repr(float(size)) for size in particles.pixel_size]
     return "".join(" ".join(row) + "\n" for row in zip(*columns.values(), strict=True))

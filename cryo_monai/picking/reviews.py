@@ -104,7 +104,7 @@ def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _values(row: Mapping[str, Any]) -> list[str]:
     numbers = [f"{float(row[axis]):.2f}" for axis in ("z", "y", "x")]
-    return [str(row["id"]), str(row["tomogram"]), *numbers, f"{float(row['score']):.5f}", str(row["class_name"])]
+    return [str(row["id"]), str(row["tomogram"]), *numbers, f"{float(row['score']):.6g}", str(row["class_name"])]
 
 
 def _csv_line(values: Sequence[str]) -> str:
