@@ -112,7 +112,11 @@ class Audit:
         if len(audit.sources) > len(shown):
             lines.append(f"... and {len(audit.sources) - len(shown)} more sources")
         if audit.grouped is None:
-            return [*lines, "", *_lines("no split by source:", audit.obstacles)]
+            return [
+                *lines,
+                "",
+                *_lines("a split by source (--split_by source) would not be possible:", audit.obstacles),
+            ]
         rows = [[name, *(audit.grouped[split][name] for split in audit.grouped)] for name in self.class_names]
         return [*lines, "", *_table(["a split by source", *audit.grouped], rows)]
 

@@ -94,13 +94,13 @@ def with_background(located: LocatedParticles, count: int, settings: BoxSettings
     ]
     which = np.concatenate([located.which, np.repeat(np.arange(len(drawn)), count)]).astype(np.int64)
     added = len(which) - len(given)
-    names = [given.tomograms[row] or located.tomograms[located.which[row]].name for row in range(len(given))]
-    listed = {int(number): name for number, name in zip(located.which, names, strict=True)}
+    listed = located.names
+    names = [listed[number] for number in located.which]
     ids, taken = list(given.ids), set(given.ids)
     for number, tomogram in enumerate(located.tomograms if count else ()):
         fresh = (f"{BACKGROUND}_{tomogram.name}_{n}" for n in itertools.count(1))
         ids += list(itertools.islice((name for name in fresh if name not in taken), count))
-        names += [listed.get(number, tomogram.name)] * count
+        names += [listed[number]] * count
     rotations = given.rotations
     if rotations is not None:
         rotations = np.concatenate([rotations, np.broadcast_to(np.eye(3), (added, 3, 3))])

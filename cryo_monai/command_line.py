@@ -170,6 +170,8 @@ def late_bar(**options: Any) -> Iterator[Callable[[int, int | None], None]]:
     def show(done: int, total: int | None) -> None:
         if not bars:
             bars.append(tqdm(total=total, **options))
+        if bars[0].total != total:
+            bars[0].reset(total)  # another thing with steps of its own
         bars[0].update(done - bars[0].n)
 
     try:

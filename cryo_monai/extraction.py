@@ -75,6 +75,7 @@ def extract(
         For what `ParticleBoxes` refuses, when there is no room for the background, or a folder that is not free.
     """
     folder = Path(output_dir)
+    ParticleBoxes(located, settings)  # what it refuses is to be said of the list that came in
     everything = with_background(located, background, settings, seed)
     boxes = ParticleBoxes(everything, settings)
     if settings.edge == "skip":

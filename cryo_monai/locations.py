@@ -54,6 +54,12 @@ class LocatedParticles:
         return LocatedParticles(self.particles.select(kept), self.tomograms, self.which[kept], self.places[kept])
 
     @property
+    def names(self) -> list[str]:
+        """Names of the tomograms, as the list has them, or their files' where it has none."""
+        listed = {int(number): name for number, name in zip(self.which, self.particles.tomograms, strict=True)}
+        return [listed.get(number) or tomogram.name for number, tomogram in enumerate(self.tomograms)]
+
+    @property
     def voxel_size(self) -> float:
         """Voxel size of all tomograms in Å.
 

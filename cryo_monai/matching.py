@@ -259,9 +259,10 @@ def score_text(score: dict[str, Any]) -> str:
     def shown(value: float | None) -> str:
         return "    -" if value is None else f"{value:5.3f}"
 
+    classified = any(row["found"] for row in score["classes"].values())
     width = max(len("class"), *(len(name) for name in score["classes"]))
-    lines = [f"{'class':{width}}   true  found correct precision recall    F1"]
-    for name, row in score["classes"].items():
+    lines = [f"{'class':{width}}   true  found correct precision recall    F1"] if classified else []
+    for name, row in score["classes"].items() if classified else ():
         rates = f"{shown(row['precision']):>9} {shown(row['recall']):>6} {shown(row['f1']):>5}"
         lines.append(f"{name:{width}} {row['true']:6d} {row['found']:6d} {row['correct']:7d} {rates}")
     picking = score["picking"]
@@ -269,6 +270,7 @@ def score_text(score: dict[str, Any]) -> str:
         f"picking: {picking['paired']} of {picking['true']} particles found (recall {shown(picking['recall'])}), "
         f"by {picking['particles']} picks (precision {shown(picking['precision'])})"
     )
-    left = f"; {score['left_out']} left out" if score["left_out"] else ""
-    lines.append(f"class right for {shown(score['accuracy'])} of these; macro F1 {score['macro_f1']:.3f}{left}")
+    if classified:
+        left = f"; {score['left_out']} left out" if score["left_out"] else ""
+        lines.append(f"class right for {shown(score['accuracy'])} of these; macro F1 {score['macro_f1']:.3f}{left}")
     return "\n".join(lines)

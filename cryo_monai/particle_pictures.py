@@ -151,6 +151,8 @@ def _circle(axis: Any, place: npt.NDArray[np.float64], radius: float, colour: st
 
 
 def _colour(label: str, names: Sequence[str]) -> str:
+    if not names:
+        return colour_of(0)  # nothing to tell apart, and grey is hard to see
     return colour_of(names.index(label)) if label in names else UNKNOWN_COLOUR
 
 

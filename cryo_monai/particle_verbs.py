@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,12 +142,28 @@ def located_particles(
     from cryo_monai.locations import locate_particles
     from cryo_monai.particles import read_particles
 
+    given = read_particles(particles, pixel_size=pixel_size or None, class_column=class_column or None)
+    _warn_of_pixel_size(particles, pixel_size)
     return locate_particles(
-        read_particles(particles, pixel_size=pixel_size or None, class_column=class_column or None),
+        given,
         split_list(tomograms),
         tomogram_voxel_size=tomogram_voxel_size or None,
         permissive=permissive,
     )
+
+
+def _warn_of_pixel_size(particles: str, pixel_size: float) -> None:
+    """Say that a list has another pixel size than the one that was given for it."""
+    from cryo_monai.errors import InputError
+    from cryo_monai.particles import read_particles
+
+    try:
+        sizes = read_particles(particles).pixel_size.tolist() if pixel_size else []
+    except InputError:
+        return  # it contradicts itself, which is why a size was given
+    said = sorted({float(size) for size in sizes if size == size and abs(size / pixel_size - 1) > 0.01})
+    if said:
+        print(f"warning: {particles}: says pixels of {said[0]:g} Å; {pixel_size:g} Å were given", file=sys.stderr)
 
 
 def counts_text(names: list[str]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryo_monai.command_line import UsageError, late_bar, split_list
+from cryo_monai.command_line import late_bar, split_list
 from cryo_monai.particle_verbs import counts_text, located_particles
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def pick(
     write_particle_slices(found, f"{output_dir}/picks.png", radius=max(sigma, 40.0))
     classes = counts_text(found.particles.class_names)
     print(f"{len(found)} picks in {len(opened)} tomograms{classes}: {output_dir}/picks.star, picks.png")
+    print("tomograms: " + ", ".join(tomogram.path.name for tomogram in opened))
     if review:
         page = write_pick_review(found, Path(output_dir) / "review", edge=review_box)
         print(f"review: {page} or review.csv there; then: cryo-monai keep {output_dir}/picks.star CSV KEPT.star")
@@ -216,11 +217,12 @@ def _placed(particles: str, tomograms: str, pixel_size: float, class_column: str
 
 def _write_list(output: str, particles: Particles, *, class_names: list[str] | None = None) -> None:
     """Write a new file: in the format and with all columns of the one that came in, if its ending is the same."""
+    from cryo_monai.errors import InputError
     from cryo_monai.particles import write_particles, write_rows
 
     target = Path(output)
     if target.exists():
-        raise UsageError(f"{output}: exists; remove it, or choose another name")
+        raise InputError(f"{output}: exists; remove it, or choose another name")
     source = particles.path
     if source is not None and source.suffix.lower() == target.suffix.lower() and particles.format != "copick":
         write_rows(target, particles, class_names=class_names)

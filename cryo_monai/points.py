@@ -66,9 +66,10 @@ def write_points(
         files = [folder / f"{stem}{ending}" for ending in (".napari.csv", ".cmm", ".star")]
         atomic_write_text(files[0], napari_points(ids, places, names, chances))
         atomic_write_text(files[1], chimerax_markers(tomogram, ids, places, names, classes))
-        details = {"ids": ids, "rotations": rotations, "class_names": names, "scores": chances}
-        particles = list_particles([tomogram], np.zeros(len(rows)), places, **details).particles
-        write_particles(files[2], particles)
+        listed = list_particles(
+            [tomogram], np.zeros(len(rows)), places, ids=ids, rotations=rotations, class_names=names, scores=chances
+        )
+        write_particles(files[2], listed.particles)
         written += files
     return written
 

@@ -59,7 +59,7 @@ def kept_particles(particles: Particles, review: str | os.PathLike[str]) -> Part
     Raises
     ------
     InputError
-        When the review does not name every particle, or cannot be read.
+        When the review does not name every particle, ticks none, or cannot be read.
     """
     choice = read_review(Path(review))
     missing = [name for name in particles.ids if name not in choice]
@@ -68,4 +68,6 @@ def kept_particles(particles: Particles, review: str | os.PathLike[str]) -> Part
             f"{review}: says nothing of {len(missing)} particles of {particles.path}, the first {missing[0]!r}; "
             "is it the review of this list?"
         )
+    if not any(choice[name] for name in particles.ids):
+        raise InputError(f"{review}: nothing is ticked")
     return particles.select([row for row, name in enumerate(particles.ids) if choice[name]])

@@ -66,12 +66,18 @@ def train_bundle(
         overlays = overlays or before["overlays"]
     overrides = {**given, **_locations(folder), "resume": resume}
     workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
-    record = {"bundle": str(Path(bundle).resolve()), "overlays": overlays, "ids": given, "command": sys.argv}
+    record: dict[str, Any] = {
+        "bundle": str(Path(bundle).resolve()),
+        "overlays": overlays,
+        "ids": given,
+        "command": sys.argv,
+    }
 
     def note(engine: Engine) -> None:
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
-        record["data"] = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
-        record["data"]["extraction"] = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
+        described = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
+        cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
+        record["data"] = {**described, "extraction": cut}
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     with unwrapped_errors():

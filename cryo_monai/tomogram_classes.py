@@ -240,9 +240,10 @@ def _probability_table(result: ParticleClasses) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["id", "tomogram", "z", "y", "x", "class_name", *(f"p_{name}" for name in result.class_names)])
+    tomograms = located.names
     for row, probabilities in enumerate(result.scores):
         place = [f"{value:.3f}" for value in located.places[row]]
-        tomogram = located.tomograms[located.which[row]].name
+        tomogram = tomograms[located.which[row]]
         shown = [f"{value:.6f}" for value in probabilities]
         writer.writerow([located.particles.ids[row], tomogram, *place, result.names[row], *shown])
     return stream.getvalue()
@@ -259,7 +260,7 @@ def summary_table(
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["tomogram", "particles", *columns, "mean_probability"])
-    groups = [(t.name, np.flatnonzero(located.which == number)) for number, t in enumerate(located.tomograms)]
+    groups = [(name, np.flatnonzero(located.which == number)) for number, name in enumerate(located.names)]
     for name, rows in [*groups, ("all", np.arange(len(located)))]:
         counts = Counter(chosen[int(row)] for row in rows)
         mean = f"{probabilities[rows].mean():.4f}" if len(rows) else ""

@@ -60,7 +60,8 @@ def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str)
     """Find the file of each tomogram that a particle list names.
 
     Names are compared as `tomogram_name` makes them; failing that, a file may have more after the name (``TS_01`` and
-    ``TS_01_bin4_denoised.mrc``) when just one does. One file serves a list of one name, or of none.
+    ``TS_01_bin4_denoised.mrc``) when just one does, or, for names that are numbers, end in
+    that number. One file serves a list of one name, or of none.
 
     Raises
     ------
@@ -79,6 +80,8 @@ def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str)
         # A file that has another name of the list is that one's.
         others = [file for file in files if tomogram_name(file.name) not in shorts]
         near = same or [file for file in others if short and _belongs(short, file)]
+        if not near and short.isdigit():
+            near = [file for file in others if _number(file) == int(short)]
         if len(near) == 1:
             chosen[name] = near[0]
         elif near:
@@ -94,6 +97,12 @@ def match_tomograms(names: Iterable[str], files: Sequence[Path], *, source: str)
     if problems:
         raise DatasetError(source, problems)
     return chosen
+
+
+def _number(file: Path) -> int | None:
+    """Return the number that a file's name ends in."""
+    digits = re.search(r"\d+$", tomogram_name(file.name))
+    return int(digits[0]) if digits else None
 
 
 def _belongs(short: str, file: Path) -> bool:

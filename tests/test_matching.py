@@ -91,7 +91,9 @@ def test_precision_and_recall_of_each_class() -> None:
         "y": {"x": 1, "unknown": 1},
         "no particle": {"y": 1},
     }
-    assert "recall" in score_text(score)
+    assert "precision recall" in score_text(score)
+    unclassified = particles([("a", 10, 10, 10, "")])
+    assert score_text(score_particles(unclassified, TRUTH, distance=50.0)).startswith("picking: 1 of 4 particles found")
     perfect = score_particles(TRUTH, TRUTH, distance=1.0)
     assert perfect["macro_f1"] == 1.0
 

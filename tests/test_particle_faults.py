@@ -251,3 +251,9 @@ def test_remote_copick_projects_come_through_the_package(tmp_path: Path, monkeyp
     particles = read_particles(path)
     assert particles.tomograms == ["TS_1", "TS_1"]
     assert particles.coordinates == pytest.approx(np.array([[3, 2, 1]] * 2))
+
+
+def test_a_list_without_a_header_has_three_columns(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("89.0,62.0,34.0,tomogram_000\n1,2,3,tomogram_000\n")
+    with pytest.raises(InputError, match=r"p\.csv: its first line is no header"):
+        read_particles(tmp_path / "p.csv")

@@ -205,6 +205,8 @@ def test_the_command_line(run_dir: Path, picks: Path, tmp_path: Path, capsys: py
     assert "12 particles (" in capsys.readouterr().out
     assert output.is_file()
     assert (tmp_path / "out_slices.png").is_file()
+    assert main([*arguments, "--output", str(tmp_path / "far.star"), "--pixel_size", "10"]) == 0
+    assert "warning" not in capsys.readouterr().err  # the list says nothing of pixels
     assert main([*arguments, "--data", "x"]) == 2
     assert main(["classify", str(run_dir), str(picks.parent), "--box", "16"]) == 2
     assert "--box: for --particles, not for volumes" in capsys.readouterr().err

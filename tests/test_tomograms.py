@@ -152,6 +152,8 @@ def test_files_are_found_for_the_names_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "TS_10_bin8.rec").touch()
     with pytest.raises(InputError, match=r"may be any of TS_10_bin4.rec, TS_10_bin8.rec"):
         match_tomograms(["TS_10"], find_tomograms([tmp_path]), source="p.star")
+    found = match_tomograms(["2", "10"], [tmp_path / "TS_010.mrc", tmp_path / "TS_2.mrc"], source="m.star")
+    assert {name: file.name for name, file in found.items()} == {"2": "TS_2.mrc", "10": "TS_010.mrc"}
     both = ["Position_1", "Position_1_2"]
     with pytest.raises(DatasetError, match="no file for tomogram 'Position_1'"):
         match_tomograms(both, [tmp_path / "Position_1_2.mrc", tmp_path / "other.mrc"], source="p.star")

@@ -141,6 +141,11 @@ def _axes(columns: TextColumns) -> tuple[list[str], bool]:
         units.add((match[2] or "").lower()[:1] in ("a", "å") if match else False)
     if len(found) < 3:
         missing = ", ".join(axis for axis in "xyz" if axis not in found)
+        if sum(is_number(name) for name in columns.names) >= 3:
+            raise InputError(
+                f"{columns.path}: its first line is no header, and without one there are three columns, x, y, z; "
+                "name the columns in a first line"
+            )
         raise InputError(f"{columns.path}: no column {missing}; there are {', '.join(columns.names[:8])}")
     if len(units) > 1:
         raise InputError(f"{columns.path}: some of {', '.join(found.values())} are in Å and some are not")
