@@ -19,7 +19,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.folders import Journal, claimed, note_recipe
 from cryo_monai.locations import LocatedParticles, list_particles
 from cryo_monai.particles import write_particles
-from cryo_monai.picking import Template, pick_blobs, rank_by_templates, templates_from, top_per_class
+from cryo_monai.picking import Template, far_apart, pick_blobs, rank_by_templates, templates_from, top_per_class
 from cryo_monai.tomograms import Tomogram
 
 
@@ -269,14 +269,9 @@ def _apart(
 ) -> npt.NDArray[np.int64]:
     """Rows of a tomogram's picks without those that a better one moved close to."""
     rows = np.flatnonzero(found.which == number)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
     distance = (settings.min_distance or settings.sigma) / (found.tomograms[number].voxel_size or math.nan)
-    kept: list[int] = []
-    for row in rows:
-        near = np.linalg.norm(found.places[kept] - found.places[row], axis=1) if kept else np.array([math.inf])
-        if near.min() >= distance:
-            kept.append(int(row))
-    return np.array(kept, dtype=np.int64)
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    return order[far_apart(found.places[order], distance)]
 
 
 def _orthogonal(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

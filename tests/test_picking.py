@@ -226,7 +226,7 @@ def test_boxes_beyond_a_tomogram_are_filled_with_the_mean_of_the_rest() -> None:
     np.testing.assert_array_equal(edge[3:, :, :4], volume[:3, 3:9, 10:14])
     np.testing.assert_allclose(edge[:3], volume[:3, 3:9, 10:14].mean(), rtol=1e-6)
     np.testing.assert_allclose(edge.mean(), volume[:3, 3:9, 10:14].mean(), rtol=1e-5)
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match="no voxel of the box"):
         read_box(ArrayTomogram(volume), (5, 30, 5), 4)
 
 
@@ -253,7 +253,7 @@ def test_a_review_is_one_page_by_class_and_score_and_a_table_that_is_read_back(t
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [row["id"] for row in rows] == ["<b>&", "007", "a,1"]
     assert rows[2] == {
-        "id": "a,1", "tomogram": "ts 1", "z": "3.00", "y": "4.50", "x": "5.00", "score": "0.25000",
+        "id": "a,1", "tomogram": "ts 1", "z": "3.00", "y": "4.50", "x": "5.00", "score": "0.25",
         "class_name": "ribo", "keep": "1",
     }  # fmt: skip
     assert read_review(tmp_path / "new" / "review.csv") == {"<b>&": True, "007": True, "a,1": True}

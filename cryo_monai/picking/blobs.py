@@ -226,21 +226,24 @@ def suppress(
     max_picks : int, optional
         Stop at this number.
     """
+    order = np.argsort(-values, kind="stable")
+    kept = order[far_apart(positions[order], min_distance)][:max_picks]
+    return Peaks(positions[kept], values[kept])
+
+
+def far_apart(positions: npt.ArrayLike, min_distance: float) -> npt.NDArray[np.int64]:
+    """Rows of positions `(n, 3)` that keep their distance: greedily, from the first on."""
     from scipy.spatial import cKDTree
 
-    order = np.argsort(-values, kind="stable")
-    positions, values = positions[order], values[order]
-    if min_distance <= 1 or not len(positions):
-        # Voxels are 1 apart at least.
-        return Peaks(positions[:max_picks], values[:max_picks])
-    tree = cKDTree(positions)
+    places = np.asarray(positions, dtype=np.float64).reshape(-1, 3)
+    if not len(places) or min_distance <= 0:
+        return np.arange(len(places))
+    tree = cKDTree(places)
     closer = float(np.nextafter(min_distance, 0))
-    free = np.ones(len(positions), dtype=bool)
+    free = np.ones(len(places), dtype=bool)
     kept = []
-    for index in range(len(positions)):
-        if free[index]:
-            kept.append(index)
-            if len(kept) == max_picks:
-                break
-            free[tree.query_ball_point(positions[index], closer)] = False
-    return Peaks(positions[kept], values[kept])
+    for row in range(len(places)):
+        if free[row]:
+            kept.append(row)
+            free[tree.query_ball_point(places[row], closer)] = False
+    return np.array(kept, dtype=np.int64)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cryo_monai.errors import InputError
+from cryo_monai.resampling import Readable as Tomogram
+from cryo_monai.resampling import cut_box
 
 Corner = tuple[int, int, int]
 Array = npt.NDArray[np.float32]
-
-
-class Tomogram(Protocol):
-    """What picking asks of a tomogram: ``shape`` ``(z, y, x)``, and ``read(start, stop)``, a region inside it."""
-
-    @property
-    def shape(self) -> Corner:
-        """``(z, y, x)`` voxels."""
-
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> Array:
-        """Return the region `(z, y, x)` between two corners, ``0 <= start < stop <= shape``."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +92,9 @@ def read_box(tomogram: Tomogram, centre: Sequence[int], edge: int) -> Array:
     InputError
         When no voxel of the cube is inside, or one is NaN or infinite.
     """
-    shape = tomogram.shape
-    corner = [int(at) - edge // 2 for at in centre]
-    start, stop = clipped(corner, shape), clipped([at + edge for at in corner], shape)
-    if any(a >= b for a, b in zip(start, stop, strict=True)):
-        raise InputError(f"{name_of(tomogram)}: position {tuple(centre)} is outside its {shape} voxels")
-    inside = read_finite(tomogram, start, stop)
-    if inside.shape == (edge,) * 3:
-        return inside
-    box = np.full((edge,) * 3, inside.mean(dtype=np.float64), dtype=np.float32)
-    box[tuple(slice(a - c, b - c) for a, b, c in zip(start, stop, corner, strict=True))] = inside
+    box = cut_box(tomogram, centre, edge)[0]
+    if not np.isfinite(box.sum(dtype=np.float64)):
+        raise InputError(f"{name_of(tomogram)}: voxels around {tuple(centre)} are NaN or infinite")
     return box
 
 

@@ -26,7 +26,7 @@ _MAX_VIEW = 48
 
 def write_review(
     folder: Path,
-    tomogram_of: Callable[[int], npt.NDArray[np.float32]],
+    box_of: Callable[[int], npt.NDArray[np.float32]],
     rows: Sequence[Mapping[str, Any]],
     *,
     title: str,
@@ -40,7 +40,7 @@ def write_review(
     ----------
     folder : path
         Created when missing.
-    tomogram_of : callable
+    box_of : callable
         Returns the box `(d, h, w)` of a pick, given its place in `rows`; called once for each.
     rows : sequence of mapping
         With ``id`` (one of its own for each), ``tomogram``, ``z``, ``y``, ``x``, ``score`` and ``class_name``.
@@ -68,7 +68,7 @@ def write_review(
         raise InputError(
             f"{target}: there is another review, perhaps with choices; move it away or choose a new folder"
         )
-    cards = [_card(number, rows[n], thumbnail(tomogram_of(n))) for number, n in enumerate(order)]
+    cards = [_card(number, rows[n], thumbnail(box_of(n))) for number, n in enumerate(order)]
     classes = sorted({str(row["class_name"]) for row in rows})
     page = files("cryo_monai.picking").joinpath("review.html").read_text(encoding="utf-8")
     # One pass, so that nothing in a value is taken for a place.
