@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
-from cryo_monai.simulation.folders import Journal
 
 from cryo_monai.errors import InputError
+from cryo_monai.folders import Journal
 from cryo_monai.mrc import read_mrc
 from cryo_monai.simulation import SimulationSettings, read_preset, settings_from, write_dataset, write_tomograms
 from cryo_monai.simulation.loading import load_structures

@@ -35,6 +35,10 @@ def test_the_tutorial_runs_and_its_network_knows_the_particles(tmp_path: Path) -
     assert score["accuracy"] > 0.7
     assert score["macro_f1"] > 0.6
     assert score["left_out"] > 150
+    junk = score["confusion"]["no particle"]
+    assert junk["background"] > 0.7 * sum(junk.values())
+    lost = sum(row.get("background", 0) for name, row in score["confusion"].items() if name != "no particle")
+    assert lost < 0.1 * score["picking"]["paired"]
     with (folder / "classes_summary.csv").open() as stream:
         summary = list(csv.DictReader(stream))
     assert [row["tomogram"] for row in summary] == [f"tomogram_00{n}" for n in range(4)] + ["all"]
