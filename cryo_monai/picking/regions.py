@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 
 from cryo_monai.errors import InputError
-from cryo_monai.resampling import Readable as Tomogram
-from cryo_monai.resampling import cut_box
+from cryo_monai.resampling import Readable, cut_box
 
 Corner = tuple[int, int, int]
 Array = npt.NDArray[np.float32]
+Tomogram = Readable  # all that picking asks of one
 
 
 @dataclass(frozen=True)
