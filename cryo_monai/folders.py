@@ -39,22 +39,38 @@ def claimed(folder: Path, kind: str = "simulation") -> Iterator[None]:
         if others:
             article = "an" if kind[0] in "aeiou" else "a"
             raise InputError(f"{folder}: not empty and not {article} {kind} ({others[0]}); choose another --output_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK).open("a")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is writing into it") from None
+    with locked(folder / LOCK, f"{folder}: another process is writing into it"):
         try:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()  # nothing came of it
+
+
+@contextmanager
+def locked(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is created, for one process; the operating system lets go when that ends.
+
+    Raises
+    ------
+    InputError
+        With this text when another process holds it, or when it cannot be made.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("a")
+    except OSError as error:
+        raise InputError(f"{lock.parent}: cannot be written ({error.strerror})") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(refusal) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def note_recipe(folder: Path, recipe: Mapping[str, Any], kind: str = "simulation") -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
+from cryo_monai.folders import locked
 from cryo_monai.networks import VideoClassifier
 
 
@@ -72,7 +70,8 @@ def compute_in_parts(
     CryoMonaiError
         When another process is at it, or the folder cannot be written.
     """
-    with _locked(parts):
+    lock = parts.with_name(parts.name + ".lock")
+    with locked(lock, f"{parts}: another process is computing this"):
         _prepare(parts, f"{fingerprint} {batch_size}")
         starts = range(0, count, batch_size)
         left = [start for start in starts if not (parts / f"{start:08d}.npy").is_file()]
@@ -93,26 +92,6 @@ def compute_in_parts(
 def drop_parts(parts: Path) -> None:
     """Remove the batches."""
     shutil.rmtree(parts)
-
-
-@contextmanager
-def _locked(parts: Path) -> Iterator[None]:
-    """Hold a name for one process; the operating system lets go when that ends."""
-    lock = parts.with_name(parts.name + ".lock")
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("a")
-    except OSError as error:
-        raise CryoMonaiError(f"{lock}: cannot be written ({error.strerror})") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{parts}: another process is computing this") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def _prepare(parts: Path, fingerprint: str) -> None:

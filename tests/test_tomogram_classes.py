@@ -13,6 +13,7 @@ from conftest import SUBTOMOGRAMS, TINY
 from cryo_monai.__main__ import main
 from cryo_monai.errors import InputError
 from cryo_monai.extraction import extract
+from cryo_monai.folders import locked
 from cryo_monai.inferers import AxisInferer
 from cryo_monai.locations import LocatedParticles, locate_particles
 from cryo_monai.mrc import read_mrc, write_mrc
@@ -212,3 +213,13 @@ def test_the_command_line(run_dir: Path, picks: Path, tmp_path: Path, capsys: py
     assert "--box: for --particles, not for volumes" in capsys.readouterr().err
     assert main([*arguments, "--no_such_id", "1"]) == 1
     assert "no_such_id: no such id" in capsys.readouterr().err
+
+
+def test_two_calls_do_not_share_their_batches(run_dir: Path, picks: Path, tmp_path: Path) -> None:
+    located = located_picks(picks)
+    settings = settings_for(run_dir, located)
+    with locked(tmp_path / "c.star.parts.lock", "held"):
+        with pytest.raises(InputError, match=r"c\.star\.parts: another process is computing this"):
+            classify_particles(run_dir, located, settings, tmp_path / "c.star")
+    classify_particles(run_dir, located, settings, tmp_path / "c.star")
+    assert not (tmp_path / "c.star.parts.lock").exists()
