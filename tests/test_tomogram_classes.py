@@ -218,8 +218,8 @@ def test_the_command_line(run_dir: Path, picks: Path, tmp_path: Path, capsys: py
 def test_two_calls_do_not_share_their_batches(run_dir: Path, picks: Path, tmp_path: Path) -> None:
     located = located_picks(picks)
     settings = settings_for(run_dir, located)
-    with locked(tmp_path / "c.star.parts.lock", "held"):
-        with pytest.raises(InputError, match=r"c\.star\.parts: another process is computing this"):
-            classify_particles(run_dir, located, settings, tmp_path / "c.star")
+    lock = locked(tmp_path / "c.star.parts.lock", "held")
+    with lock, pytest.raises(InputError, match=r"c\.star\.parts: another process is computing this"):
+        classify_particles(run_dir, located, settings, tmp_path / "c.star")
     classify_particles(run_dir, located, settings, tmp_path / "c.star")
     assert not (tmp_path / "c.star.parts.lock").exists()
