@@ -43,7 +43,7 @@ def test_an_unsound_one_is_an_error_with_every_reason(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", ["background", "labels"])
-def test_controls_are_at_chance_where_nothing_leaks(
+def test_controls_train_and_compare_with_chance(
     dataset_dir: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overlay = tmp_path / "tiny.json"

@@ -68,7 +68,7 @@ def write_particles(path: str | os.PathLike[str], particles: Particles) -> Path:
 _PLACES = re.compile(
     r"rln(Centered)?Coordinate.*|rlnOrigin.*|rlnAngle.*|rlnTomoSubtomogram.*|rln(Detector|Image|Micrograph|Tomo.*)?PixelSize"
     r"|rlnMagnification|rlnImage.*|rlnCtfImage|rlnOpticsGroup.*|rlnTomoName|rlnTomoParticleName|[xyz]|d[xyz]|id|tomogram"
-    r"|(orig_|daxis|dnarot)?[xyz]|[xyz]_shift|phi|psi|the|rot|tilt|tdrot|narot|pixel_size|location.*|transformation_.*"
+    r"|orig_[xyz]|daxis|dnarot|dshift|[xyz]_shift|phi|psi|the|rot|tilt|tdrot|narot|pixel_size|location.*|transformation_.*"
     r"|xyz_rotation_matrix|[XYZ] \[(A|Å)\]"
 )
 
