@@ -31,7 +31,8 @@ from cryo_monai.extraction import extract
 from cryo_monai.locations import LocatedParticles, list_particles, locate_particles
 from cryo_monai.particles import read_particles
 from cryo_monai.picking import pick_blobs
-from cryo_monai.runs import inference_of, train_bundle
+from cryo_monai.run_inference import inference_of
+from cryo_monai.runs import train_bundle
 from cryo_monai.simulation import SimulationSettings, write_dataset
 from cryo_monai.tomogram_classes import classify_particles
 from cryo_monai.tomograms import open_tomogram

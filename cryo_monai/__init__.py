@@ -17,7 +17,7 @@ _HOME = {
     "CheckpointHandler": "checkpoints",
     "ClipParameters": "clips",
     "EpochStart": "handlers",
-    "EvaluationReport": "metrics",
+    "EvaluationReport": "evaluations",
     "FineTuning": "fine_tuning",
     "History": "history",
     "InputError": "errors",
@@ -32,6 +32,7 @@ _HOME = {
     "accuracy": "metrics",
     "auc": "metrics",
     "balanced_accuracy": "metrics",
+    "cross_entropy": "metrics",
     "initialise": "weights",
     "keep_freed_memory": "handlers",
     "list_volumes": "listings",
@@ -43,6 +44,7 @@ _HOME = {
     "read_mrc": "mrc",
     "seed_everything": "handlers",
     "show_errors_in_one_line": "errors",
+    "temperature": "metrics",
     "write_mrc": "mrc",
 }
 

@@ -37,6 +37,8 @@ class Audit:
         Why these data cannot be trained on, or their score not be believed; one line each.
     warnings : list of str
         What deserves a look; one line each.
+    leakage : list of str
+        Those of the warnings that say the score may not hold for new tomograms.
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class Audit:
     sources: SourceAudit
     problems: list[str]
     warnings: list[str]
+    leakage: list[str]
 
     @property
     def verdict(self) -> str:

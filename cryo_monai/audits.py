@@ -89,12 +89,13 @@ def audit_dataset(
     problems += divided_sources(lists) if split_by == "source" else []
     sound = {name: [i for i in items if _is_label(i["label"], data.class_names)] for name, items in lists.items()}
     sources = audit_sources(sound, data.class_names, split=split, seed=seed)
-    warnings = sources.warnings()
+    leakage = sources.warnings()
     if sources.divided and split_by == "volume":
-        warnings.append(
+        leakage.append(
             f"{len(sources.divided)} of {len(sources.sources)} sources have volumes in more than one split "
             f"({_some(sources.divided)}): the test is not on new tomograms; see split_by source"
         )
+    warnings = list(leakage)
     volumes = _read_all(lists, permissive, progress)
     read = [volume for volume in volumes if volume.facts is not None]
     problems += [volume.error for volume in volumes if volume.error]
@@ -116,6 +117,7 @@ def audit_dataset(
         sources=sources,
         problems=problems,
         warnings=warnings,
+        leakage=leakage,
     )
 
 

@@ -2,7 +2,7 @@
 
 A file is written beside its target, synced, and moved over it; the checkpoint before it is kept, and used when the
 newest is damaged. ``last.pt`` holds everything that decides the next step; ``model.pt`` the weights of the best
-validation epoch as a plain state dict, class names included.
+validation epoch as a plain state dict, class names and temperature included.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load_checkpoint(network: VideoClassifier, path: str | os.PathLike[str]) -> V
     # Both as JSON gives them back, so that tuples and lists compare equal.
     saved, wanted = (read_description(state) for state in (weights["_extra_state"], network.get_extra_state()))
     names = saved.pop("class_names")
-    del saved["mean"], saved["std"]  # the checkpoint brings them along
+    del saved["mean"], saved["std"], saved["temperature"]  # the checkpoint brings them along
     if len(names) != network.num_classes:
         raise InputError(
             f"{path}: has {len(names)} classes ({', '.join(names)}), but the network has {network.num_classes}; "
@@ -268,14 +268,20 @@ class CheckpointHandler:
     def _save_epoch(self, engine: Engine) -> None:
         atomic_save(self._state(engine), self.last, keep=self.previous)
         if self.history.best_epoch == engine.state.epoch:
-            atomic_save(self.network.state_dict(), self.folder / "model.pt")
+            self._save_model()
         if self.signal is not None:
             self._stop(engine)
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signal_handlers()
         if self.history.best_epoch is None:  # no validation was asked for
-            atomic_save(self.network.state_dict(), self.folder / "model.pt")
+            self._save_model()
+
+    def _save_model(self) -> None:
+        """Save these weights, with the temperature that their validation gave."""
+        self.network.temperature = self.history.rows[-1].get("val_temperature") or 1.0
+        atomic_save(self.network.state_dict(), self.folder / "model.pt")
+        self.network.temperature = 1.0
 
     def _reraise(self, engine: Engine, error: BaseException) -> None:
         self._restore_signal_handlers()

@@ -1,27 +1,18 @@
-"""Classification metrics over a fixed set of classes, and the handler that writes them for a test split."""
+"""Classification metrics over a fixed set of classes."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
 import math
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ignite.engine import Engine, Events
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
+from cryo_monai.calibration import calibration_metrics, fit_temperature
 from cryo_monai.errors import InputError
-from cryo_monai.files import atomic_write_text
-
-logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -102,6 +93,20 @@ balanced_accuracy = _epoch_metric("balanced_accuracy")
 macro_f1 = _epoch_metric("macro_f1")
 
 
+def cross_entropy(probabilities: Tensor, labels: Tensor) -> float:
+    """Mean negative log-likelihood of labels `(n,)`, for ``ignite.metrics.EpochMetric``."""
+    return float(calibration_metrics(*_arrays(probabilities, labels))["nll"])
+
+
+def temperature(probabilities: Tensor, labels: Tensor) -> float:
+    """Temperature of `fit_temperature`, for ``ignite.metrics.EpochMetric``: kept with the best checkpoint."""
+    return fit_temperature(*_arrays(probabilities, labels))
+
+
+def _arrays(probabilities: Tensor, labels: Tensor) -> tuple[Floats, Labels]:
+    return probabilities.double().cpu().numpy(), labels.cpu().numpy().astype(np.int64)
+
+
 class MedMNISTEvaluator:
     """AUC and accuracy as MedMNIST's own evaluator computes them.
 
@@ -127,75 +132,3 @@ class MedMNISTEvaluator:
             "medmnist_auc": float(getAUC(truth, probabilities, task)),
             "medmnist_acc": float(getACC(truth, probabilities, task)),
         }
-
-
-class EvaluationReport:
-    """Evaluator handler that writes ``evaluation.json``, ``confusion_matrix.csv`` and ``SPLIT_predictions.csv``.
-
-    Parameters
-    ----------
-    output_dir : path
-        Where the files go.
-    class_names : sequence of str
-        Names by label.
-    split : str
-        Which split this is; written beside the numbers.
-    extra : callable, optional
-        ``(probabilities, labels) -> dict`` of further numbers, such as `MedMNISTEvaluator`.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | os.PathLike[str],
-        class_names: Sequence[str],
-        *,
-        split: str = "test",
-        extra: Callable[[Floats, Labels], dict[str, float]] | None = None,
-    ) -> None:
-        self.folder = Path(output_dir)
-        self.class_names = list(class_names)
-        self.split = split
-        self.extra = extra
-        self._rows: list[tuple[str, int, Floats]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Collect from each iteration, write when the engine completes."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        self._rows = []
-
-    def _collect(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            probabilities = np.asarray(output["pred"].detach().cpu(), dtype=np.float64)
-            self._rows.append((str(item["path"]), int(output["label"]), probabilities))
-
-    def _write(self, engine: Engine) -> None:
-        labels = np.asarray([label for _, label, _ in self._rows])
-        probabilities = np.stack([row for _, _, row in self._rows])
-        numbers: dict[str, Any] = {"split": self.split}
-        numbers |= classification_metrics(probabilities, labels, self.class_names)
-        if self.extra is not None:
-            numbers |= self.extra(probabilities, labels)
-        names = self.class_names
-        confusion = [[name, *row] for name, row in zip(names, numbers["confusion_matrix"], strict=True)]
-        predictions = [
-            [path, names[label], names[int(row.argmax())], *(f"{p:.6f}" for p in row)]
-            for path, label, row in self._rows
-        ]
-        header = ["path", "true_class", "class_name", *(f"p_{name}" for name in names)]
-        atomic_write_text(self.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
-        atomic_write_text(self.folder / "confusion_matrix.csv", _table(["true class", *names], confusion))
-        atomic_write_text(self.folder / f"{self.split}_predictions.csv", _table(header, predictions))
-        auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
-        logger.info("%s: accuracy %.3f, AUC %s", self.folder / "evaluation.json", numbers["accuracy"], auc)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    return text.getvalue()

@@ -141,6 +141,7 @@ class VideoClassifier(nn.Module):
         self.mean = mean
         self.std = std
         self.precision = precision
+        self.temperature = 1.0
         self.class_names = [f"class_{number}" for number in range(num_classes)]
         self.initialisation: dict[str, Any] = {"weights": None}
         self.freeze_batch_norm = False
@@ -205,10 +206,11 @@ class VideoClassifier(nn.Module):
         Returns
         -------
         Tensor
-            Scores before softmax, `(B, num_classes)`.
+            Scores before softmax, `(B, num_classes)`, divided by ``temperature``: 1 in training, and what was fitted on
+            the validation split in the best checkpoint.
         """
         scores: Tensor = self.head(self.extract_features(self.make_clips(volumes, matrices)))
-        return scores
+        return scores / self.temperature
 
     def stage_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the backbone's parameters by stage: ``stem``, ``stage1`` to ``stage4``."""
@@ -253,6 +255,7 @@ class VideoClassifier(nn.Module):
             "intensity": self.intensity,
             "mean": self.mean,
             "std": self.std,
+            "temperature": self.temperature,
             "class_names": self.class_names,
         }
 
@@ -261,10 +264,11 @@ class VideoClassifier(nn.Module):
         return torch.tensor(list(json.dumps(self.description()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take class names, mean and std from a saved description: a checkpoint brings the input it wants."""
+        """Take class names, mean, std and temperature from a saved description: a checkpoint brings what it wants."""
         saved = read_description(state)
         self.set_class_names(saved["class_names"])
         self.mean, self.std = saved["mean"], saved["std"]
+        self.temperature = saved["temperature"]
 
 
 def _band(band_pass: Mapping[str, Any]) -> tuple[float, float]:
@@ -285,4 +289,4 @@ def _band(band_pass: Mapping[str, Any]) -> tuple[float, float]:
 def read_description(state: Tensor) -> dict[str, Any]:
     """Decode what `VideoClassifier.get_extra_state` made."""
     description: dict[str, Any] = json.loads(bytes(state.tolist()).decode())
-    return description
+    return {"temperature": 1.0} | description  # versions before 0.2 had none

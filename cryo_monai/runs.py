@@ -1,28 +1,31 @@
-"""A run folder: what was trained, with which configuration, and what can be done with it afterwards."""
+"""A run folder: what was trained, with which configuration, and how it scored."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
+from monai.data import Dataset
 
-from cryo_monai.checkpoints import load_checkpoint
 from cryo_monai.datasets import describe_volumes, extraction_of
-from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
+from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
-from cryo_monai.weights import initialise
-from cryo_monai.workflows import load_workflow, run_workflow
+from cryo_monai.tracking import add_tracking
+from cryo_monai.workflows import flattened, load_workflow, run_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
+CONFIGURATION = "configuration.json"
 PLACES = ("dataset_dir", "weights")  # ids that name files, kept as absolute paths
+# Ids that differ between a run and its continuation without making it another.
+_CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "progress", "_meta_", "run_name")
 
 
 def train_bundle(
@@ -31,9 +34,13 @@ def train_bundle(
     *,
     overlays: Paths = (),
     resume: bool = False,
+    tracking: str = "",
     ids: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a bundle into a run folder and note there how, for `evaluate_run` and `classify_with_run`.
+
+    ``run.json`` has the command, weights and data, and what was changed whenever the run was resumed;
+    ``configuration.json`` the recipe with all overlays and ids, as ``monai.bundle run`` takes it.
 
     Parameters
     ----------
@@ -45,6 +52,8 @@ def train_bundle(
         See `load_workflow`.
     resume : bool
         Go on with the run in this folder; what it was started with need not be given again.
+    tracking : str
+        ``"mlflow"`` tracks the run; see `add_tracking`.
     ids : mapping, optional
         Overrides; see `load_workflow`.
 
@@ -56,6 +65,7 @@ def train_bundle(
     folder = Path(output_dir)
     given = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
+    resumed: list[dict[str, Any]] = []
     if has_state(folder) and not resume:
         raise InputError(f"{folder}: holds a run; add --resume to go on with it, or choose another output_dir")
     if resume:
@@ -64,12 +74,19 @@ def train_bundle(
         _, before = read_run(folder)
         given = {**before["ids"], **given}
         overlays = overlays or before["overlays"]
-    overrides = {**given, **_locations(folder), "resume": resume}
+        resumed = before.get("resumed", [])
+        tracking = tracking or before.get("tracking", "")
+    overrides = {**given, **locations(folder), "resume": resume}
     workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
+    configuration = copy.deepcopy(workflow.parser.get())
+    if tracking:
+        add_tracking(workflow, tracking, experiment=Path(bundle).resolve().name, run=folder.resolve().name)
+    changed = _changes(folder, configuration) if resume else {}
     record: dict[str, Any] = {
         "bundle": str(Path(bundle).resolve()),
         "overlays": overlays,
         "ids": given,
+        "tracking": tracking,
         "command": sys.argv,
     }
 
@@ -78,6 +95,9 @@ def train_bundle(
         described = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
         cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
         record["data"] = {**described, "extraction": cut}
+        if resume:
+            record["resumed"] = [*resumed, {"after_epoch": engine.state.epoch, "changed": changed}]
+        atomic_write_text(folder / CONFIGURATION, json.dumps(configuration, indent=1) + "\n")
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
     with unwrapped_errors():
@@ -102,145 +122,85 @@ def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | No
         When the folder is not a finished run, or for unknown ids.
     """
     folder, record = read_run(run_dir)
-    overrides = {**record["ids"], **(ids or {}), **_locations(folder)}
+    overrides = {**record["ids"], **(ids or {}), **locations(folder)}
     run_workflow(load_workflow(record["bundle"], "evaluate", overlays=record["overlays"], overrides=overrides))
-    return _read_json(folder / "evaluation.json")
+    return read_json(folder / "evaluation.json")
 
 
-def classify_with_run(
-    run_dir: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
-    *,
-    ids: Mapping[str, Any] | None = None,
-) -> Path:
-    """Classify a volume, a folder or a datalist with a run's best checkpoint.
-
-    Returns
-    -------
-    Path
-        The CSV that was written.
+def evaluation_of(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the evaluation of a run's best checkpoint; the test split is scored only if that was not done yet.
 
     Raises
     ------
     CryoMonaiError
-        When the folder is not a finished run, for unknown ids, or naming every volume that cannot be read.
+        As `evaluate_run`.
     """
-    target = Path(run_dir) / "predictions.csv" if output is None else Path(output)
-    overrides = {**(ids or {}), "dataset_dir": str(data), "output_file": str(target)}
-    run_workflow(inference_of(run_dir, overrides))
-    return target
+    folder, _ = read_run(run_dir)
+    model = folder / "models" / "model.pt"
+    if (folder / "evaluation.json").is_file() and (folder / "test_features.npz").is_file() and model.is_file():
+        numbers = read_json(folder / "evaluation.json")
+        if numbers.get("checkpoint", {}).get("sha256") == sha256_of(model):
+            return numbers
+    return evaluate_run(run_dir)
 
 
-def inference_of(run_dir: str | os.PathLike[str], overrides: Mapping[str, Any]) -> ConfigWorkflow:
-    """Compose the inference of a run's bundle, with the network that was trained; not yet initialised.
-
-    Raises
-    ------
-    CryoMonaiError
-        When the folder is not a run, or for unknown ids.
-    """
-    folder, record = read_run(run_dir)
-    # Of the training's ids, those that inference has too describe the network.
-    kept = {name: record["ids"][name] for name in record["ids"] if name in _inference_ids(record["bundle"])}
-    everything = {**kept, **overrides, **_locations(folder)}
-    return load_workflow(record["bundle"], "inference", overlays=record["overlays"], overrides=everything)
-
-
-def embed_with(
-    source: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    weights: str | None = None,
-    overlays: Paths = (),
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    ids: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the pooled features of volumes; see `embed_dataset`.
+def open_split(run_dir: str | os.PathLike[str], split: str = "test") -> tuple[list[dict[str, Any]], Dataset]:
+    """List a split of a run's data, and open it; volumes are read when they are asked for.
 
     Parameters
     ----------
-    source : path
-        A bundle folder, or a run folder for the network and the best weights of that run.
-    data : path
-        A volume, a folder, a datalist or a MedMNIST3D file.
-    output : path
-        The NPZ; a CSV is written beside it.
-    weights : str, optional
-        For bundles; see `initialise`. None for random weights.
-    overlays : sequence of path
-        For bundles; see `load_workflow`.
-    seed : int
-        Of random weights.
-    progress : callable, optional
-        Called with the volumes that are done and the volumes there are.
-    ids : mapping, optional
-        Ids of the bundle's inference.json; the precision is float32 unless given here.
+    run_dir : path
+        A run folder.
+    split : str
+        ``"training"``, ``"validation"`` or ``"test"``.
 
     Returns
     -------
-    Path
-        The NPZ.
+    tuple
+        Items with ``path``, ``label``, ``class_name``, and a dataset whose ``[n]["image"]`` is the volume
+        `(1, z, y, x)` of item n; in the order of ``test_features.npz``.
 
     Raises
     ------
     CryoMonaiError
-        In one line, for anything the user can mend.
+        When the folder is not a run, or its data are not what they were: gone, unreadable, other classes.
     """
-    folder = Path(source)
-    is_run = (folder / "run.json").is_file()
-    if is_run and (weights or overlays):
-        raise InputError(f"{folder}: a run has weights and overlays of its own; give a bundle folder to choose others")
-    bundle, kept = source, {}
-    if is_run:
-        _, record = read_run(folder)
-        bundle, overlays = record["bundle"], record["overlays"]
-        kept = {name: value for name, value in record["ids"].items() if name in _inference_ids(str(bundle))}
-    options = dict(ids or {})
-    training = {name: options.pop(name) for name in ("input_range", "inflation") if name in options}
-    # bfloat16 keeps three digits, enough to classify; features are compared with each other.
-    overrides = {**kept, "precision": "float32", **options, "dataset_dir": str(data)}
-    workflow = load_workflow(bundle, "inference", overlays=overlays, overrides=overrides)
+    parser = configuration_of(run_dir).parser
+    with unwrapped_errors():
+        datalist = parser.get_parsed_content("datalist")
+        transform = parser.get_parsed_content("validate#preprocessing")
+    items = [{**item, "class_name": datalist["class_names"][item["label"]]} for item in datalist[split]]
+    return items, Dataset(items, transform)
+
+
+def configuration_of(run_dir: str | os.PathLike[str], kind: str = "evaluate") -> ConfigWorkflow:
+    """Compose a run's bundle again, with its overlays and ids, and initialise it; see `load_workflow`."""
+    folder, record = read_run(run_dir)
+    overrides = {**record["ids"], **locations(folder)}
+    workflow = load_workflow(record["bundle"], kind, overlays=record["overlays"], overrides=overrides)
     with unwrapped_errors():
         workflow.initialize()
-        torch.manual_seed(seed)
-        network, device = (workflow.parser.get_parsed_content(name) for name in ("network", "device"))
-        if is_run:
-            load_checkpoint(network, folder / "models" / "model.pt")
-        else:
-            initialise(network, weights, **training)
-        dataset = workflow.parser.get_parsed_content("dataset")
-        return embed_dataset(
-            network,
-            dataset,
-            dataset.data,
-            output,
-            device=device,
-            batch_size=workflow.parser.get_parsed_content("batch_size"),
-            num_workers=workflow.parser.get_parsed_content("num_workers"),
-            progress=None if progress is None else lambda done: progress(done, len(dataset)),
-        )
+    return workflow
 
 
 def summarise(run_dir: str | os.PathLike[str]) -> str:
     """Describe an evaluated run in a few lines."""
     folder, _ = read_run(run_dir)
-    numbers = _read_json(folder / "evaluation.json")
+    numbers = read_json(folder / "evaluation.json")
     chance = numbers["chance"]
-    auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
     lines = [
-        f"test split: {numbers['num_volumes']} volumes, {len(numbers['per_class'])} classes",
-        f"accuracy    {numbers['accuracy']:.3f}   (most frequent class: {chance['accuracy']:.3f})",
-        f"AUC         {auc}   (chance: {chance['auc']:.3f})",
-        f"balanced accuracy {numbers['balanced_accuracy']:.3f}, macro F1 {numbers['macro_f1']:.3f}",
+        f"test split: {numbers['num_volumes']} volumes, {len(numbers['per_class'])} classes; [95 % intervals]",
+        f"accuracy           {_with_interval(numbers, 'accuracy')}   most frequent class: {chance['accuracy']:.3f}",
+        f"AUC                {_with_interval(numbers, 'auc')}   chance: {chance['auc']:.3f}",
+        f"balanced accuracy  {_with_interval(numbers, 'balanced_accuracy')}",
+        f"macro F1           {_with_interval(numbers, 'macro_f1')}",
         "files:",
     ]
     names = {
         "models/model.pt": "best weights, with class names",
         "metrics.csv": "one row per epoch; metrics.json with the environment",
         "evaluation.json": "every test number",
+        "report/report.html": "all of it to look at and pass on",
         "confusion_matrix.csv": "rows are true classes",
         "test_predictions.csv": "probabilities on the test split",
         "predictions.csv": "path, class name, probabilities",
@@ -248,6 +208,13 @@ def summarise(run_dir: str | os.PathLike[str]) -> str:
     }
     lines += [f"  {folder / name}  {text}" for name, text in names.items() if (folder / name).exists()]
     return "\n".join(lines)
+
+
+def _with_interval(numbers: Mapping[str, Any], name: str) -> str:
+    if numbers[name] is None:
+        return "undefined"
+    interval = numbers.get("intervals", {}).get(name)
+    return f"{numbers[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def has_state(run_dir: str | os.PathLike[str]) -> bool:
@@ -262,12 +229,20 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).resolve()) if is_path else value
 
 
-def _locations(folder: Path) -> dict[str, str]:
+def _changes(folder: Path, configuration: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return ids that differ from those a run was started with: old and new value."""
+    if not (folder / CONFIGURATION).is_file():  # of a version that did not keep it
+        return {}
+    before, now = (dict(flattened(config)) for config in (read_json(folder / CONFIGURATION), configuration))
+    names = [name for name in before | now if name.split("#")[0] not in _CIRCUMSTANCES]
+    # Compared as JSON, which knows no tuples.
+    pairs = {name: [before.get(name), json.loads(json.dumps(now.get(name)))] for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def locations(folder: Path) -> dict[str, str]:
+    """Ids that say where a run writes."""
     return {"output_dir": str(folder), "ckpt_dir": str(folder / "models")}
-
-
-def _inference_ids(bundle: str) -> set[str]:
-    return set(_read_json(Path(bundle) / "configs" / "inference.json"))
 
 
 def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -281,10 +256,17 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     folder = Path(run_dir)
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder}: not a run folder (no run.json); give the output_dir of `cryo-monai train`")
-    return folder, _read_json(folder / "run.json")
+    return folder, read_json(folder / "run.json")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read an object of a run folder.
+
+    Raises
+    ------
+    InputError
+        When it is not readable.
+    """
     try:
         content: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:

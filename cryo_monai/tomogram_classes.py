@@ -26,7 +26,8 @@ from cryo_monai.locations import LocatedParticles
 from cryo_monai.particles import UNKNOWN, write_classes, write_particles
 from cryo_monai.parts import compute_in_parts, drop_parts, network_fingerprint
 from cryo_monai.points import write_points
-from cryo_monai.runs import inference_of, read_run
+from cryo_monai.run_inference import inference_of
+from cryo_monai.runs import read_run
 
 logger = logging.getLogger(__name__)
 

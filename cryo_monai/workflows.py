@@ -124,6 +124,15 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[str]:
                 yield from _flatten(value, f"{prefix}{key}#")
 
 
+def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the ids of a configuration, such as ``train#trainer#max_epochs``, with their values; lists are values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}#")
+        elif key != "_desc_":
+            yield f"{prefix}{key}", value
+
+
 def _typed(identifier: str, value: Any, configured: Any) -> Any:
     """Read text from the command line as the type that the configuration has there."""
     if not isinstance(value, str) or value.startswith(("$", "@", "%")):

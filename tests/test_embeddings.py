@@ -11,7 +11,8 @@ from cryo_monai import embeddings
 from cryo_monai.__main__ import main
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier
-from cryo_monai.runs import embed_with, train_bundle
+from cryo_monai.run_inference import embed_with
+from cryo_monai.runs import train_bundle
 from cryo_monai.volumes import read_volume
 
 IDS = {**TINY_INFERENCE, "device": "cpu", "precision": "float32"}

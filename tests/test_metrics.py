@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from cryo_monai.metrics import EvaluationReport, MedMNISTEvaluator, accuracy, auc, classification_metrics
+from cryo_monai.evaluations import EvaluationReport
+from cryo_monai.metrics import MedMNISTEvaluator, accuracy, auc, classification_metrics
 
 
 def scores(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

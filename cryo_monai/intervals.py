@@ -1,0 +1,142 @@
+"""How far the metrics of a test split would vary with other test volumes: 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+Interval = list[float] | None
+
+LEVEL = 0.95
+RESAMPLES = 1000
+# Resamples that are computed together; their weights take 8 bytes per volume each.
+_BLOCK = 64
+
+
+def metric_intervals(
+    probabilities: Floats, labels: Labels, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Bootstrap the metrics of `classification_metrics` over test volumes.
+
+    Volumes are drawn with replacement; the interval is from percentile 2.5 to percentile 97.5 (Efron & Tibshirani 1993,
+    chapter 13). It covers the choice of test volumes, not another seed of training nor other tomograms.
+
+    Parameters
+    ----------
+    probabilities : array
+        `(n, num_classes)`.
+    labels : array
+        `(n,)`.
+    resamples : int
+        Draws.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    dict
+        Intervals of ``accuracy``, ``auc``, ``balanced_accuracy`` and ``macro_f1``; in ``per_class`` a list of dicts of
+        those of ``recall``, ``precision``, ``f1`` and ``auc``; None where a number does not vary among the resamples or
+        is undefined. Proportions (accuracy, recall, precision) whose resamples do not vary get the exact interval of
+        Clopper & Pearson (1934) instead: all of twenty right does not mean that all will be.
+    """
+    num_classes = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    draws: dict[str, list[Floats]] = {"accuracy": [], "recall": [], "precision": [], "f1": [], "auc": []}
+    hits = np.stack([(labels == c) & (predicted == c) for c in range(num_classes)], axis=1).astype(float)
+    truths = np.eye(num_classes)[labels]
+    guesses = np.eye(num_classes)[predicted]
+    curves = [_ordered(probabilities[:, c], labels == c) for c in range(num_classes)]
+    for weights in _weights(len(labels), resamples, seed):
+        hit, true, guess = weights @ hits, weights @ truths, weights @ guesses
+        draws["accuracy"].append(hit.sum(axis=1) / len(labels))
+        draws["recall"].append(_ratio(hit, true))
+        draws["precision"].append(_ratio(hit, guess))
+        draws["f1"].append(_ratio(2 * hit, true + guess))
+        draws["auc"].append(np.stack([_area(weights, *curve) for curve in curves], axis=1))
+    whole = {name: np.concatenate(parts) for name, parts in draws.items()}
+    present = np.isfinite(whole["recall"])  # a class that a resample lacks does not count in it
+    support, guessed, right = truths.sum(axis=0), guesses.sum(axis=0), hits.sum(axis=0)
+    per_class = [
+        {
+            "recall": _percentiles(whole["recall"][:, c]) or _exact(right[c], support[c]),
+            "precision": _percentiles(whole["precision"][:, c]) or _exact(right[c], guessed[c]),
+            "f1": _percentiles(whole["f1"][:, c]),
+            "auc": _percentiles(whole["auc"][:, c]),
+        }
+        for c in range(num_classes)
+    ]
+    return {
+        "accuracy": _percentiles(whole["accuracy"]) or _exact(right.sum(), len(labels)),
+        "auc": _percentiles(_mean(whole["auc"], np.isfinite(whole["auc"]))),
+        "balanced_accuracy": _percentiles(_mean(whole["recall"], present)),
+        "macro_f1": _percentiles(_mean(whole["f1"], present)),
+        "level": LEVEL,
+        "method": "percentile bootstrap over test volumes; Clopper-Pearson for proportions that do not vary",
+        "resamples": resamples,
+        "per_class": per_class,
+    }
+
+
+def interval_of_mean(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Bootstrap the mean of numbers, one per volume; None for fewer than two, or when they do not vary."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) < 2:
+        return None
+    means = [weights @ numbers / len(numbers) for weights in _weights(len(numbers), resamples, seed)]
+    return _percentiles(np.concatenate(means))
+
+
+def _weights(number: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each volume is drawn, `(block, n)`, a block of resamples at a time."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _BLOCK):
+        rows = min(_BLOCK, resamples - start)
+        yield rng.multinomial(number, np.full(number, 1 / number), size=rows).astype(np.float64)
+
+
+def _ordered(scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Any, Any, Any]:
+    """Return what the area under a ROC curve needs: the order by score, starts of equal scores, positives in order."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
+    return order, starts, positive[order]
+
+
+def _area(weights: Floats, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], positive: Any) -> Floats:
+    """Weighted area under the ROC curve of each resample: pairs in the right order, equal scores counting half."""
+    drawn = weights[:, order]
+    above = np.add.reduceat(drawn * positive, starts, axis=1)
+    below = np.add.reduceat(drawn * ~positive, starts, axis=1)
+    pairs = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+    return _ratio(pairs, above.sum(axis=1) * below.sum(axis=1))
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    defined = denominator > 0
+    return np.where(defined, numerator / np.where(defined, denominator, 1), np.nan)
+
+
+def _mean(values: Floats, counted: npt.NDArray[np.bool_]) -> Floats:
+    return _ratio(np.where(counted, values, 0).sum(axis=1), counted.sum(axis=1).astype(float))
+
+
+def _percentiles(values: Floats) -> Interval:
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return [float(low), float(high)] if high - low > 1e-12 else None
+
+
+def _exact(successes: float, trials: float) -> Interval:
+    from scipy.stats import binomtest
+
+    if not trials:
+        return None
+    interval = binomtest(int(successes), int(trials)).proportion_ci(LEVEL, method="exact")
+    return [float(interval.low), float(interval.high)]
