@@ -28,6 +28,7 @@ _HOME = {
     "Progress": "handlers",
     "RandomClips": "clips",
     "ResumableSampler": "datasets",
+    "TensorBoardPictures": "tensorboard_pictures",
     "VideoClassifier": "networks",
     "accuracy": "metrics",
     "auc": "metrics",

@@ -14,32 +14,48 @@ from cryo_monai.command_line import (
 from cryo_monai.dataset_verbs import check, control
 from cryo_monai.particle_verbs import classify_tomograms, extract
 from cryo_monai.pick_verbs import keep, label, pick, score
+from cryo_monai.report_verbs import compare, explain, report
 from cryo_monai.simulation_verbs import simulate, simulate_tomograms
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
 
-def train(bundle: str, output_dir: str, overlays: str = "", resume: bool = False, **ids: str) -> None:
-    """Train a bundle; what evaluate and classify need is kept in output_dir.
+def train(
+    bundle: str,
+    output_dir: str,
+    overlays: str = "",
+    resume: bool = False,
+    tracking: str = "",
+    report: bool = True,
+    **ids: str,
+) -> None:
+    """Train a bundle, score its test split and write the report, all into output_dir.
 
     Args:
         bundle: bundle folder, such as bundles/subtomogram_classification.
         output_dir: run folder for checkpoints (models/), metrics.json, metrics.csv, tensorboard/ and run.json.
         overlays: comma-separated JSON files that change the recipe, such as configs/quickstart.json.
         resume: go on with the run in output_dir; what it was started with need not be given again.
+        tracking: mlflow keeps losses, metrics and parameters in mlruns.db in output_dir, or at MLFLOW_TRACKING_URI.
+        report: False ends after training; evaluate and report do the rest.
         ids: any id of the bundle's train.json: --dataset_dir DIR, --num_classes N (10 in the cryo-ET bundle), --seed,
             --split [3,1,1], --lr, --max_epochs, --batch_size, --device cpu, --cache_device cuda, --nan mean,
             --optimizer @optimizers#adam, --train#random_clips#crop_prob 0 ...
     """
-    from cryo_monai.runs import train_bundle
+    from cryo_monai.reports import write_report
+    from cryo_monai.runs import summarise, train_bundle
 
-    train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, ids=ids)
-    print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
+    train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
+    if report:
+        write_report(output_dir)
+        print(summarise(output_dir))
+    else:
+        print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
 
 
 def evaluate(run_dir: str, **ids: str) -> None:
     """Score the test split with the best checkpoint of a run.
 
-    Writes evaluation.json, confusion_matrix.csv and test_predictions.csv.
+    Writes evaluation.json, confusion_matrix.csv, test_predictions.csv and test_features.npz; report makes a page of it.
 
     Args:
         run_dir: the output_dir of a training.
@@ -96,7 +112,7 @@ def classify(
         permissive: accept old MRC files.
         ids: any id of the bundle's inference.json, such as --batch_size 8, --device cpu, --num_workers 2.
     """
-    from cryo_monai.runs import classify_with_run
+    from cryo_monai.run_inference import classify_with_run
 
     if three_axis:
         ids["average_axes"] = "True"
@@ -151,19 +167,25 @@ def quickstart(
         snr: signal-to-noise ratio of the simulation.
         seed: of simulation and training.
     """
-    from cryo_monai.runs import classify_with_run, evaluate_run, has_state, summarise, train_bundle
+    from cryo_monai.reports import write_report
+    from cryo_monai.run_inference import classify_with_run
+    from cryo_monai.runs import evaluate_run, has_state, summarise, train_bundle
 
     data = f"{output_dir}/data"
     flags = f"--num_per_class {num_per_class} --clean False --snr {snr} --neighbours 0 --seed {seed}"
     print(f"$ cryo-monai simulate {data} {flags}")
     simulate(data, num_per_class=num_per_class, clean=False, snr=str(snr), neighbours="0", seed=str(seed))
     resume = has_state(output_dir)
-    options = f"--overlays {overlays} --dataset_dir {data} --seed {seed}" + (" --resume" if resume else "")
+    options = f"--report False --overlays {overlays} --dataset_dir {data} --seed {seed}" + (
+        " --resume" if resume else ""
+    )
     print(f"$ cryo-monai train {bundle} {output_dir} {options}")
     ids = {"dataset_dir": data, "seed": str(seed)}
     train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, ids=ids)
     print(f"$ cryo-monai evaluate {output_dir}")
     evaluate_run(output_dir)
+    print(f"$ cryo-monai report {output_dir}")
+    write_report(output_dir)
     print(f"$ cryo-monai classify {output_dir} {data}/dataset.json")
     classify_with_run(output_dir, f"{data}/dataset.json")
     print(summarise(output_dir))
@@ -192,7 +214,7 @@ def embed(
         seed: of random weights.
         ids: any id of the bundle's inference.json, and --input_range, --inflation.
     """
-    from cryo_monai.runs import embed_with
+    from cryo_monai.run_inference import embed_with
 
     with late_bar(desc="embedding", unit="volume") as show:
         written = embed_with(
@@ -219,6 +241,9 @@ VERBS: Verbs = {
     "control": control,
     "train": train,
     "evaluate": evaluate,
+    "report": report,
+    "compare": compare,
+    "explain": explain,
     "classify": classify,
     "score": score,
     "embed": embed,

@@ -32,7 +32,7 @@ class EvaluationReport:
 
     Written are ``evaluation.json`` (metrics, 95 % intervals, calibration, checkpoint), ``confusion_matrix.csv``,
     ``SPLIT_predictions.csv``, and with a network ``SPLIT_features.npz``: ``features`` (n, F) float32, pooled, as the
-    head saw them, ``probabilities`` (n, num_classes), ``labels``, ``paths`` and ``class_names``, in the order of the CSV.
+    head saw them, ``probabilities`` (n, num_classes), ``labels``, ``paths`` and ``class_names``, in the CSV's order.
 
     Parameters
     ----------

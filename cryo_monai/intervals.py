@@ -46,41 +46,70 @@ def metric_intervals(
         Clopper & Pearson (1934) instead: all of twenty right does not mean that all will be.
     """
     num_classes = probabilities.shape[1]
+    draws = metric_draws(probabilities, labels, resamples=resamples, seed=seed)
     predicted = probabilities.argmax(axis=1)
-    draws: dict[str, list[Floats]] = {"accuracy": [], "recall": [], "precision": [], "f1": [], "auc": []}
-    hits = np.stack([(labels == c) & (predicted == c) for c in range(num_classes)], axis=1).astype(float)
-    truths = np.eye(num_classes)[labels]
-    guesses = np.eye(num_classes)[predicted]
-    curves = [_ordered(probabilities[:, c], labels == c) for c in range(num_classes)]
-    for weights in _weights(len(labels), resamples, seed):
-        hit, true, guess = weights @ hits, weights @ truths, weights @ guesses
-        draws["accuracy"].append(hit.sum(axis=1) / len(labels))
-        draws["recall"].append(_ratio(hit, true))
-        draws["precision"].append(_ratio(hit, guess))
-        draws["f1"].append(_ratio(2 * hit, true + guess))
-        draws["auc"].append(np.stack([_area(weights, *curve) for curve in curves], axis=1))
-    whole = {name: np.concatenate(parts) for name, parts in draws.items()}
-    present = np.isfinite(whole["recall"])  # a class that a resample lacks does not count in it
-    support, guessed, right = truths.sum(axis=0), guesses.sum(axis=0), hits.sum(axis=0)
+    support, guessed, right = (
+        np.bincount(rows, minlength=num_classes) for rows in (labels, predicted, labels[labels == predicted])
+    )
     per_class = [
         {
-            "recall": _percentiles(whole["recall"][:, c]) or _exact(right[c], support[c]),
-            "precision": _percentiles(whole["precision"][:, c]) or _exact(right[c], guessed[c]),
-            "f1": _percentiles(whole["f1"][:, c]),
-            "auc": _percentiles(whole["auc"][:, c]),
+            "recall": _percentiles(draws["recall"][:, c]) or _exact(right[c], support[c]),
+            "precision": _percentiles(draws["precision"][:, c]) or _exact(right[c], guessed[c]),
+            "f1": _percentiles(draws["f1"][:, c]),
+            "auc": _percentiles(draws["class_auc"][:, c]),
         }
         for c in range(num_classes)
     ]
     return {
-        "accuracy": _percentiles(whole["accuracy"]) or _exact(right.sum(), len(labels)),
-        "auc": _percentiles(_mean(whole["auc"], np.isfinite(whole["auc"]))),
-        "balanced_accuracy": _percentiles(_mean(whole["recall"], present)),
-        "macro_f1": _percentiles(_mean(whole["f1"], present)),
+        "accuracy": _percentiles(draws["accuracy"]) or _exact(right.sum(), len(labels)),
+        **{name: _percentiles(draws[name]) for name in ("auc", "balanced_accuracy", "macro_f1")},
         "level": LEVEL,
         "method": "percentile bootstrap over test volumes; Clopper-Pearson for proportions that do not vary",
         "resamples": resamples,
         "per_class": per_class,
     }
+
+
+def metric_draws(
+    probabilities: Floats, labels: Labels, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Floats]:
+    """Compute the metrics of volumes drawn with replacement; the same number and seed draw the same volumes.
+
+    Parameters
+    ----------
+    probabilities : array
+        `(n, num_classes)`.
+    labels : array
+        `(n,)`.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``auc``, ``balanced_accuracy`` and ``macro_f1`` `(resamples,)`; ``recall``, ``precision``, ``f1``
+        and ``class_auc`` `(resamples, num_classes)`. NaN where a draw leaves a number undefined.
+    """
+    num_classes = probabilities.shape[1]
+    truths, guesses = np.eye(num_classes)[labels], np.eye(num_classes)[probabilities.argmax(axis=1)]
+    curves = [_ordered(probabilities[:, c], labels == c) for c in range(num_classes)]
+    blocks = []
+    for weights in _weights(len(labels), resamples, seed):
+        hits, truth, guess = weights @ (truths * guesses), weights @ truths, weights @ guesses
+        areas = np.stack([_area(weights, *curve) for curve in curves], axis=1)
+        recall, f1 = _ratio(hits, truth), _ratio(2 * hits, truth + guess)
+        present = truth > 0  # a class that a draw lacks does not count in it
+        blocks.append(
+            {
+                "accuracy": hits.sum(axis=1) / len(labels),
+                "auc": _mean(areas, np.isfinite(areas)),
+                "balanced_accuracy": _mean(recall, present),
+                "macro_f1": _mean(f1, present),
+                "recall": recall,
+                "precision": _ratio(hits, guess),
+                "f1": f1,
+                "class_auc": areas,
+            }
+        )
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def interval_of_mean(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

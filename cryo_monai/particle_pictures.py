@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.boxes import ParticleBoxes
+from cryo_monai.colours import UNKNOWN_COLOUR, colour_of
 from cryo_monai.files import atomic_write_bytes
 from cryo_monai.locations import LocatedParticles
-from cryo_monai.points import UNKNOWN_COLOUR, colour_of
 from cryo_monai.previews import power_spectrum_xz
 
 MAX_TOMOGRAMS = 3

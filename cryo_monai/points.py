@@ -12,19 +12,11 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import numpy.typing as npt
 
+from cryo_monai.colours import UNKNOWN_COLOUR, colour_of
 from cryo_monai.files import atomic_write_text
 from cryo_monai.locations import LocatedParticles, list_particles
 from cryo_monai.particles import write_particles
 from cryo_monai.tomograms import Tomogram
-
-# Okabe and Ito's colours, told apart by colour-blind eyes (https://jfly.uni-koeln.de/color/), without black.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-UNKNOWN_COLOUR = "#999999"
-
-
-def colour_of(number: int) -> str:
-    """Colour of a class by its number; they repeat after seven."""
-    return COLOURS[number % len(COLOURS)]
 
 
 def write_points(

@@ -12,7 +12,7 @@ import cryo_monai
 PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
-    "ground": ["errors", "files", "folders", "filters", "fetching"],
+    "ground": ["errors", "files", "folders", "filters", "fetching", "colours"],
     "data": [
         "mrc_header",
         "mrc",
@@ -59,7 +59,10 @@ GROUPS = {
         "weights",
     ],
     "run": [
+        "calibration",
+        "intervals",
         "metrics",
+        "evaluations",
         "history",
         "handlers",
         "inferers",
@@ -69,10 +72,22 @@ GROUPS = {
         "parts",
         "embeddings",
         "tomogram_classes",
+        "tracking",
         "runs",
+        "run_inference",
+        "run_warnings",
         "control_runs",
+        "projections",
+        "separability",
+        "significance",
     ],
-    "show": ["previews", "particle_pictures"],
+    "show": [
+        "previews",
+        "particle_pictures",
+        "reports",
+        "explanations",
+        "tensorboard_pictures",
+    ],
     "command": [
         "command_line",
         "weight_verbs",
@@ -80,6 +95,7 @@ GROUPS = {
         "pick_verbs",
         "particle_verbs",
         "dataset_verbs",
+        "report_verbs",
         "__main__",
     ],
 }
@@ -88,7 +104,7 @@ MAY_IMPORT = {
     "data": {"ground"},
     "network": {"ground"},
     "run": {"ground", "data", "network"},
-    "show": {"ground", "data", "run"},
+    "show": {"ground", "data", "network", "run"},
     "command": {"ground", "data", "network", "run", "show"},
 }
 GROUP_OF = {module: group for group, modules in GROUPS.items() for module in modules}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cryo_monai.colours import UNKNOWN_COLOUR, colour_of
 from cryo_monai.locations import list_particles
 from cryo_monai.mrc import write_mrc
 from cryo_monai.particles import read_particles
-from cryo_monai.points import UNKNOWN_COLOUR, colour_of, write_points
+from cryo_monai.points import write_points
 from cryo_monai.tomograms import open_tomogram
 
 PLACES = np.array([[1.5, 2.25, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])

@@ -1,0 +1,226 @@
+"""Several runs beside each other: one page that stands alone, its figures as files, and every number as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.files import atomic_write_bytes, atomic_write_text
+from cryo_monai.projections import METHODS
+from cryo_monai.reports import comparison_texts as texts
+from cryo_monai.reports.compared_runs import ComparedRun, Pair, comparison_warnings, pair_runs, read_runs
+from cryo_monai.reports.feature_stages import Progress, Stage, Stages, measure_stages
+from cryo_monai.reports.figures import embedding_figure, recall_figure, run_curves
+from cryo_monai.reports.page_figures import PageFigure, page_figure
+from cryo_monai.reports.pages import render
+from cryo_monai.reports.texts import HEADLINES, shown_lines
+from cryo_monai.significance import RESAMPLES
+
+CONTENTS = (
+    ("runs", "What is compared"),
+    ("curves", "Training"),
+    ("metrics", "Metrics"),
+    ("tests", "Paired tests"),
+    ("classes", "Recall by class"),
+    ("features", "Features before and after"),
+)
+HOW_CURVES = (
+    "How to read this: dashed in training, solid in validation; the marker is the epoch whose weights were scored. "
+    "Curves of one seed each: another seed would move them."
+)
+
+HOW_RECALL = (
+    "How to read this: a point is the share of a class that a run found, the line its 95 % interval; where lines "
+    "of runs lie far apart, they differ in that class."
+)
+
+
+def write_comparison(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str],
+    *,
+    names: Sequence[str] = (),
+    projection: str = "tsne",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write what several runs came to, beside each other.
+
+    ``comparison.html`` needs no network and no other file, ``metrics.json`` has its numbers, ``figures/`` its figures
+    as SVG and PNG. A test split is scored only if it was not yet. The same runs give the same bytes.
+
+    Parameters
+    ----------
+    run_dirs : sequence of path
+        Two run folders or more, of the same classes.
+    output_dir : path
+        Created when missing.
+    names : sequence of str
+        What to call the runs; by default the names of their folders.
+    projection : str
+        Of the features: ``"tsne"``, ``"umap"`` or ``"pca"``.
+    seed : int
+        Of the projection, of the cross-validation beside it and of the bootstrap.
+    progress : callable, optional
+        Called with the steps that are done and the steps there are.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    CryoMonaiError
+        In one line, when runs cannot be compared: fewer than two, one twice, not finished, other classes, other labels
+        of the same volume; for an unknown projection; or when something cannot be written.
+    """
+    if projection not in METHODS:
+        raise InputError(f"projection: {projection!r} is none of {', '.join(METHODS)}")
+    runs = read_runs(run_dirs, names)
+    pairs = pair_runs(runs, seed=seed)
+    stages = measure_stages(runs, projection=projection, seed=seed, progress=progress)
+    warnings = comparison_warnings(runs, pairs)
+    figures = {"curves": _curve_figure(runs), "recall": _recall_figure(runs)}
+    embeddings = _embedding_figures(stages, runs[0].contents.class_names)
+    page = _page(runs, pairs, stages, warnings, figures, embeddings)
+    folder = Path(output_dir)
+    drawn = [figure for figure in (*figures.values(), *embeddings) if isinstance(figure, PageFigure)]
+    for figure in drawn:
+        atomic_write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
+        atomic_write_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
+    numbers = comparison_numbers(runs, pairs, stages, warnings)
+    atomic_write_text(folder / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    atomic_write_text(folder / "comparison.html", page)
+    return folder / "comparison.html"
+
+
+def comparison_numbers(
+    runs: Sequence[ComparedRun], pairs: Sequence[Pair], stages: Stages, warnings: Sequence[str]
+) -> dict[str, Any]:
+    """Every number of a comparison."""
+    return {
+        "verdict": texts.verdict_of(runs, pairs),
+        "warnings": list(warnings),
+        "best": texts.best_runs(runs, pairs),
+        "runs": {
+            run.name: {
+                "run_dir": str(run.contents.folder),
+                "weights": run.weights,
+                "training": run.contents.training,
+                "evaluation": run.evaluation,
+            }
+            for run in runs
+        },
+        "pairs": [asdict(pair) for pair in pairs],
+        "features": {
+            "num_volumes": stages.num_volumes,
+            "stages": [
+                {
+                    "title": stage.title,
+                    "runs": list(stage.runs),
+                    "separability": asdict(stage.separability) if stage.separability else None,
+                    "projection": stage.projection.description if stage.projection else None,
+                    "missing": stage.missing or None,
+                }
+                for stage in stages.stages
+            ],
+        },
+    }
+
+
+def _curve_figure(runs: Sequence[ComparedRun]) -> PageFigure | None:
+    histories = {run.name: run.contents.history for run in runs}
+    if not any(histories.values()):
+        return None
+    alt = texts.curve_alt(histories, runs)
+    return page_figure("curves", run_curves(histories), title="Loss and accuracy", alt=alt, how=HOW_CURVES)
+
+
+def _recall_figure(runs: Sequence[ComparedRun]) -> PageFigure:
+    recalls, intervals = texts.recalls_of(runs)
+    class_names = runs[0].contents.class_names
+    low = {run: min((v, n) for v, n in zip(values, class_names, strict=True) if v is not None)
+           for run, values in recalls.items() if any(value is not None for value in values)}  # fmt: skip
+    told = "; ".join(f"{run}: lowest {name} {value:.3f}" for run, (value, name) in low.items())
+    figure = recall_figure(class_names, recalls, intervals)
+    alt = f"Recall of {len(class_names)} classes in {len(runs)} runs. {told}."
+    return page_figure("recall", figure, title="Recall by class and run", alt=alt, how=HOW_RECALL)
+
+
+def _embedding_figures(stages: Stages, class_names: Sequence[str]) -> list[PageFigure | dict[str, Any]]:
+    """Each state's picture with its numbers below, or the reason why there is none."""
+    figures: list[PageFigure | dict[str, Any]] = []
+    for number, stage in enumerate(stages.stages):
+        title = _title(stage)
+        if stage.projection is None or stage.separability is None:
+            figures.append({"title": title, "missing": stage.missing})
+            continue
+        told = texts.measures_text(stage.separability)
+        drawing = embedding_figure(stage.projection.points, stages.labels, class_names)
+        name = f"features_{number + 1}_{re.sub(r'[^A-Za-z0-9]+', '_', stage.title).strip('_')[:60]}"
+        alt = f"{stage.projection.description}, of {len(stages.labels)} test volumes, {stage.title}: {told}."
+        how = f"{told[0].upper()}{told[1:]}. {stage.projection.description}."
+        figures.append(page_figure(name, drawing, title=title, alt=alt, how=how))
+    return figures
+
+
+def _title(stage: Stage) -> str:
+    text = f"{stage.title[0].upper()}{stage.title[1:]}"
+    return f"{text} (start of {', '.join(stage.runs)})" if stage.kind == "start" else text
+
+
+def _page(
+    runs: Sequence[ComparedRun],
+    pairs: Sequence[Pair],
+    stages: Stages,
+    warnings: Sequence[str],
+    figures: Mapping[str, PageFigure | None],
+    embeddings: Sequence[PageFigure | dict[str, Any]],
+) -> str:
+    id_rows, more_ids = texts.id_rows(runs)
+    called = [run.name for run in runs]
+    chance = next((s.separability.chance for s in stages.stages if s.separability is not None), None)
+    return render(
+        "comparison.html.jinja",
+        names=called,
+        contents=CONTENTS,
+        verdict=texts.verdict_of(runs, pairs),
+        warnings=shown_lines(warnings),
+        run_rows=texts.run_rows(runs),
+        folders=[(run.name, str(run.contents.folder)) for run in runs],
+        id_columns=_columns("Id", texts=called),
+        id_rows=id_rows,
+        more_ids=more_ids,
+        **{name: figure.shown if figure else None for name, figure in figures.items()},
+        metric_columns=_columns("Run", numbers=[*(label for _, label in HEADLINES), "Most frequent class"]),
+        metric_rows=texts.metric_rows(runs, pairs),
+        any_best=any(texts.best_runs(runs, pairs).values()),
+        num_pairs=len(pairs),
+        resamples=RESAMPLES,
+        tested=any(pair.tests for pair in pairs),
+        accuracy_rows=texts.accuracy_rows(pairs),
+        difference_rows=texts.difference_rows(pairs),
+        class_columns=_columns("Class", numbers=["Volumes", *called]),
+        class_rows=texts.class_rows(runs),
+        figures=[figure.shown if isinstance(figure, PageFigure) else figure for figure in embeddings],
+        stage_columns=[*_columns("State", texts=["Runs"]), *_columns(numbers=[label for *_, label in texts.MEASURES])],
+        stage_rows=texts.stage_rows(stages.stages),
+        num_common=stages.num_volumes,
+        num_shown=len(stages.labels),
+        chance=chance,
+    )
+
+
+def _columns(*first: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Columns of a table: text first, numbers after it."""
+    return [
+        *({"title": title, "number": False} for title in (*first, *texts)),
+        *({"title": title, "number": True} for title in numbers),
+    ]
