@@ -14,7 +14,8 @@ from cryo_monai.command_line import (
 from cryo_monai.dataset_verbs import check, control
 from cryo_monai.particle_verbs import classify_tomograms, extract
 from cryo_monai.pick_verbs import keep, label, pick, score
-from cryo_monai.report_verbs import compare, explain, report
+from cryo_monai.report_verbs import compare, explain
+from cryo_monai.report_verbs import report as make_report
 from cryo_monai.simulation_verbs import simulate, simulate_tomograms
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
@@ -41,12 +42,11 @@ def train(
             --split [3,1,1], --lr, --max_epochs, --batch_size, --device cpu, --cache_device cuda, --nan mean,
             --optimizer @optimizers#adam, --train#random_clips#crop_prob 0 ...
     """
-    from cryo_monai.reports import write_report
     from cryo_monai.runs import summarise, train_bundle
 
     train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
     if report:
-        write_report(output_dir)
+        make_report(output_dir)
         print(summarise(output_dir))
     else:
         print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
@@ -167,7 +167,6 @@ def quickstart(
         snr: signal-to-noise ratio of the simulation.
         seed: of simulation and training.
     """
-    from cryo_monai.reports import write_report
     from cryo_monai.run_inference import classify_with_run
     from cryo_monai.runs import evaluate_run, has_state, summarise, train_bundle
 
@@ -185,7 +184,7 @@ def quickstart(
     print(f"$ cryo-monai evaluate {output_dir}")
     evaluate_run(output_dir)
     print(f"$ cryo-monai report {output_dir}")
-    write_report(output_dir)
+    make_report(output_dir)
     print(f"$ cryo-monai classify {output_dir} {data}/dataset.json")
     classify_with_run(output_dir, f"{data}/dataset.json")
     print(summarise(output_dir))
@@ -241,7 +240,7 @@ VERBS: Verbs = {
     "control": control,
     "train": train,
     "evaluate": evaluate,
-    "report": report,
+    "report": make_report,
     "compare": compare,
     "explain": explain,
     "classify": classify,

@@ -17,7 +17,9 @@ def report(run_dir: str, output_dir: str = "") -> None:
     """
     from cryo_monai.reports import write_report
 
-    print(f"report: {write_report(run_dir, output_dir or None)}")
+    with late_bar(desc="report", unit="step") as show:
+        page = write_report(run_dir, output_dir or None, progress=show)
+    print(f"report: {page}")
 
 
 def compare(

@@ -17,7 +17,7 @@ def cryo_monai(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
 
 
-def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
+def test_simulate_train_report_classify_then_resume(tmp_path: Path) -> None:
     size = [
         "--box",
         "12",
@@ -47,7 +47,7 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
         "--num_classes",
         "2",
     ]
-    done = cryo_monai(*train, "--max_epochs=1", cwd=tmp_path)
+    done = cryo_monai(*train, "--max_epochs=1", "--report", "False", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     refused = cryo_monai(*train, cwd=tmp_path)
     assert refused.returncode == 1
@@ -61,6 +61,9 @@ def test_simulate_train_evaluate_classify_then_resume(tmp_path: Path) -> None:
     done = cryo_monai("train", train[1], "run", "--resume", "--max_epochs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch 1" in done.stderr
+    assert "test split: 4 volumes, 2 classes" in done.stdout
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "resumed after epoch 1 with a changed configuration: max_epochs 1 -&gt; 2" in page
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = cryo_monai("evaluate", "../run", cwd=elsewhere)  # paths in run.json do not depend on where one stands

@@ -12,8 +12,7 @@ import pytest
 from fabricated_runs import fabricate_data, fabricate_run
 
 from cryo_monai.errors import InputError
-from cryo_monai.reports import feature_maps, figures
-from cryo_monai.reports import page_figures
+from cryo_monai.reports import feature_maps, figures, page_figures
 from cryo_monai.reports.contents import read_contents
 from cryo_monai.reports.pages import data_uri, decimals, render, script_json
 from cryo_monai.reports.run_reports import CONTENTS, write_report

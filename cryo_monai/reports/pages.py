@@ -13,7 +13,7 @@ MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp"}
 
 
 def render(template: str, **context: Any) -> str:
-    """Fill a template of ``cryo_monai/reports/templates``; text is escaped, and nothing is fetched when the page is opened.
+    """Fill a template of ``reports/templates``; text is escaped, and nothing is fetched when the page is opened.
 
     Templates have these besides Jinja's own: ``asset(name)``, the text of a file beside them; ``{{ value | json }}``
     for a ``<script type="application/json">``; ``{{ number | decimals(3) }}``, a dash where there is no number.

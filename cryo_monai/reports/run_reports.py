@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,16 @@ CONTENTS = (
     ("command", "Command"),
     ("environment", "Environment"),
 )
+_STEPS = 4  # reading and audit, map of features, figures, page
 Figures = Mapping[str, Sequence[PageFigure]]
 
 
-def write_report(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    run_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str] | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
     """Write what a run came to, for those who were not there.
 
     ``report.html`` needs no network and no other file, ``metrics.json`` has its numbers, ``figures/`` its figures as
@@ -56,6 +62,8 @@ def write_report(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[
         A run folder.
     output_dir : path, optional
         ``report/`` in the run folder by default.
+    progress : callable, optional
+        Called with the steps that are done and those there are.
 
     Returns
     -------
@@ -68,8 +76,11 @@ def write_report(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[
         When the folder is not a finished run, or something cannot be written.
     """
     target = Path(run_dir) / "report" if output_dir is None else Path(output_dir)
+    step = progress or (lambda done, total: None)
     run = read_contents(run_dir)
+    step(1, _STEPS)
     feature_map = make_feature_map(run)
+    step(2, _STEPS)
     figures = {
         "training": training_figures(run),
         "confusion": confusion_figures(run),
@@ -77,12 +88,14 @@ def write_report(run_dir: str | os.PathLike[str], output_dir: str | os.PathLike[
         "calibration": reliability_figures(run),
         "features": embedding_figures(run, feature_map.rows, feature_map.projections),
     }
+    step(3, _STEPS)
     numbers = report_numbers(run)
     page = render_report(run, numbers, figures, feature_map)
     _write_figures(target / "figures", figures)
     atomic_write_text(target / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     # Last: who finds it finds the others too.
     atomic_write_text(target / "report.html", page)
+    step(_STEPS, _STEPS)
     return target / "report.html"
 
 
