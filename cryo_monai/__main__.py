@@ -52,19 +52,20 @@ def train(
         print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
 
 
-def evaluate(run_dir: str, **ids: str) -> None:
+def evaluate(run_dir: str, output_dir: str = "", **ids: str) -> None:
     """Score the test split with the best checkpoint of a run.
 
     Writes evaluation.json, confusion_matrix.csv, test_predictions.csv and test_features.npz; report makes a page of it.
 
     Args:
         run_dir: the output_dir of a training.
-        ids: any id of the bundle's evaluate.json.
+        output_dir: folder of the numbers, run_dir by default; needed with ids that change what is scored.
+        ids: any id of the bundle's evaluate.json, such as --dataset_dir OTHER, --average_axes True, --device cpu.
     """
     from cryo_monai.runs import evaluate_run, summarise
 
-    evaluate_run(run_dir, ids=ids)
-    print(summarise(run_dir))
+    evaluate_run(run_dir, output_dir or None, ids=ids)
+    print(summarise(output_dir or run_dir))
 
 
 def classify(

@@ -266,9 +266,10 @@ class CheckpointHandler:
             self._stop(engine)
 
     def _save_epoch(self, engine: Engine) -> None:
-        atomic_save(self._state(engine), self.last, keep=self.previous)
+        # First: who is killed between the two redoes this epoch, to the same weights.
         if self.history.best_epoch == engine.state.epoch:
             self._save_model()
+        atomic_save(self._state(engine), self.last, keep=self.previous)
         if self.signal is not None:
             self._stop(engine)
 

@@ -74,6 +74,20 @@ def _refuse_unknown_flags(verb: Verb, arguments: list[str]) -> None:
     refuse_unknown(names, [*parameters_of(verb), "help"])
 
 
+def _spelled_out(verb: Verb, arguments: list[str]) -> list[str]:
+    """Write ``-o`` as ``--output_dir``, as help says: Fire does not where a verb takes any flag."""
+    spelled = []
+    for argument in arguments:
+        letter, equals, value = argument[1:].partition("=")
+        if argument.startswith("-") and len(letter) == 1 and letter.isalpha():
+            names = [name for name in parameters_of(verb) if name.startswith(letter)]
+            if len(names) != 1:
+                raise UsageError(f"-{letter}: " + (f"could be {', '.join(names)}" if names else "no such option"))
+            argument = f"--{names[0]}{equals}{value}"
+        spelled.append(argument)
+    return spelled
+
+
 def _converted(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb its arguments as its annotations say; Fire would guess types from how a text looks."""
     parameters = inspect.signature(verb).parameters
@@ -141,6 +155,9 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
             path = arguments[: len(arguments) - len(flags)]
             flags, arguments = [], [*(name for name in path if not name.startswith("-")), "--", "--help"]
         if verb is not None:
+            path = arguments[: len(arguments) - len(flags)]
+            flags = _spelled_out(verb, flags)
+            arguments = [*path, *flags]
             _refuse_unknown_flags(verb, flags)
         fire.Fire(_all_converted(verbs), command=arguments, name="cryo-monai")
     except UsageError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cryo_monai.contrasts import CONTRAST_SAMPLE, contrast_of
 from cryo_monai.errors import DatasetError, InputError, user_error
-from cryo_monai.volumes import is_volume_file, volume_facts
+from cryo_monai.volumes import is_volume_file, stack_member, volume_facts
 
 
 class CachedVolumes(CacheDataset):
@@ -118,6 +119,19 @@ def extraction_of(dataset_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     content = json.loads(file.read_text(encoding="utf-8-sig"))
     found = content.get("extraction") if isinstance(content, dict) else None
     return dict(found) if isinstance(found, dict) else None
+
+
+def items_fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
+    """Digest what is known of volumes without reading them: name and label; size and time of files, or arrays whole."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item['path']} {item.get('label')}".encode())
+        if isinstance(item["image"], (str, os.PathLike)):
+            status = os.stat(stack_member(item["image"])[0])
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        else:
+            digest.update(np.ascontiguousarray(item["image"]).tobytes())
+    return digest.hexdigest()
 
 
 def _voxel_size(path: str) -> float | None:

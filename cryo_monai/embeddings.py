@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
 from cryo_monai.networks import VideoClassifier
 from cryo_monai.parts import compute_in_parts, drop_parts, network_fingerprint
-from cryo_monai.volumes import stack_member
 
 Progress = Callable[[int], None]
 
@@ -86,7 +85,7 @@ def embed_dataset(
 
     features = compute_in_parts(
         parts,
-        f"{network_fingerprint(network)} {_fingerprint(items)}",
+        f"{network_fingerprint(network)} {items_fingerprint(items)}",
         dataset,
         len(items),
         compute,
@@ -97,19 +96,6 @@ def embed_dataset(
     _write(target, features, items)
     drop_parts(parts)
     return target
-
-
-def _fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
-    """Digest the names, sizes and times of files, or their content when it is in memory."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(str(item["path"]).encode())
-        if isinstance(item["image"], np.ndarray):
-            digest.update(item["image"].tobytes())
-        else:
-            status = os.stat(stack_member(item["image"])[0])
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def _write(target: Path, features: npt.NDArray[np.float32], items: Sequence[Mapping[str, Any]]) -> None:

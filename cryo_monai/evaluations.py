@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from cryo_monai.calibration import at_temperature, calibration_metrics
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
 from cryo_monai.intervals import metric_intervals
@@ -48,6 +50,8 @@ class EvaluationReport:
         The network that is evaluated: gives features, and the temperature that its scores are divided by.
     checkpoint : path, optional
         Where its weights came from; the file's SHA-256 is written beside the numbers.
+    items : sequence of dict, optional
+        The volumes as they are listed; a digest of them is written beside the numbers.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class EvaluationReport:
         extra: Callable[[Floats, Labels], dict[str, float]] | None = None,
         network: VideoClassifier | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        items: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.folder = Path(output_dir)
         self.class_names = list(class_names)
@@ -66,6 +71,7 @@ class EvaluationReport:
         self.extra = extra
         self.network = network
         self.checkpoint = checkpoint
+        self.items = items
         self._rows: list[tuple[str, int, Floats]] = []
         self._features: list[Tensor] = []
         self._seen: list[Tensor] = []  # of this iteration; several when axes are averaged
@@ -120,7 +126,9 @@ class EvaluationReport:
         atomic_write_text(self.folder / "confusion_matrix.csv", _table(["true class", *names], confusion))
         atomic_write_text(self.folder / f"{self.split}_predictions.csv", _table(header, predictions))
         if self._features:
-            atomic_write_bytes(self.folder / f"{self.split}_features.npz", self._arrays(probabilities, labels))
+            features = self._arrays(probabilities, labels)
+            atomic_write_bytes(self.folder / f"{self.split}_features.npz", features)
+            numbers["features_sha256"] = hashlib.sha256(features).hexdigest()
         # Last: who finds it finds the others too.
         atomic_write_text(self.folder / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
         auc = "undefined" if numbers["auc"] is None else f"{numbers['auc']:.3f}"
@@ -144,6 +152,8 @@ class EvaluationReport:
         if self.checkpoint is not None:
             file = Path(self.checkpoint)
             numbers["checkpoint"] = {"file": file.name, "sha256": sha256_of(file)}
+        if self.items is not None:
+            numbers["data"] = items_fingerprint(self.items)
         if self.extra is not None:
             numbers |= self.extra(probabilities, labels)
         return numbers

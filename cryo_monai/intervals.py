@@ -21,10 +21,12 @@ _BLOCK = 64
 def metric_intervals(
     probabilities: Floats, labels: Labels, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Bootstrap the metrics of `classification_metrics` over test volumes.
+    """Give the metrics of `classification_metrics` intervals over test volumes.
 
-    Volumes are drawn with replacement; the interval is from percentile 2.5 to percentile 97.5 (Efron & Tibshirani 1993,
-    chapter 13). It covers the choice of test volumes, not another seed of training nor other tomograms.
+    Proportions (accuracy, recall, precision) have the exact interval of Clopper & Pearson (1934), which also holds when all
+    of twenty are right. For the others volumes are drawn with replacement; the interval is from percentile 2.5 to
+    percentile 97.5 (Efron & Tibshirani 1993, chapter 13). Intervals cover the choice of test volumes, not another seed of
+    training nor other tomograms.
 
     Parameters
     ----------
@@ -41,9 +43,8 @@ def metric_intervals(
     -------
     dict
         Intervals of ``accuracy``, ``auc``, ``balanced_accuracy`` and ``macro_f1``; in ``per_class`` a list of dicts of
-        those of ``recall``, ``precision``, ``f1`` and ``auc``; None where a number does not vary among the resamples or
-        is undefined. Proportions (accuracy, recall, precision) whose resamples do not vary get the exact interval of
-        Clopper & Pearson (1934) instead: all of twenty right does not mean that all will be.
+        those of ``recall``, ``precision``, ``f1`` and ``auc``; None where a number is undefined, or none of the draws
+        changes it.
     """
     num_classes = probabilities.shape[1]
     draws = metric_draws(probabilities, labels, resamples=resamples, seed=seed)
@@ -53,18 +54,18 @@ def metric_intervals(
     )
     per_class = [
         {
-            "recall": _percentiles(draws["recall"][:, c]) or _exact(right[c], support[c]),
-            "precision": _percentiles(draws["precision"][:, c]) or _exact(right[c], guessed[c]),
+            "recall": _exact(right[c], support[c]),
+            "precision": _exact(right[c], guessed[c]),
             "f1": _percentiles(draws["f1"][:, c]),
             "auc": _percentiles(draws["class_auc"][:, c]),
         }
         for c in range(num_classes)
     ]
     return {
-        "accuracy": _percentiles(draws["accuracy"]) or _exact(right.sum(), len(labels)),
+        "accuracy": _exact(right.sum(), len(labels)),
         **{name: _percentiles(draws[name]) for name in ("auc", "balanced_accuracy", "macro_f1")},
         "level": LEVEL,
-        "method": "percentile bootstrap over test volumes; Clopper-Pearson for proportions that do not vary",
+        "method": "Clopper-Pearson for proportions (accuracy, recall, precision), percentile bootstrap for the others",
         "resamples": resamples,
         "per_class": per_class,
     }
@@ -112,13 +113,33 @@ def metric_draws(
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def interval_of_mean(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Bootstrap the mean of numbers, one per volume; None for fewer than two, or when they do not vary."""
-    numbers = np.asarray(values, dtype=np.float64)
-    if len(numbers) < 2:
+def interval_of_mean(values: Sequence[float]) -> Interval:
+    """95 % interval of the mean of numbers, one per volume, after Student (1908); None for fewer than three."""
+    from scipy.stats import t
+
+    if len(values) < 3:
         return None
-    means = [weights @ numbers / len(numbers) for weights in _weights(len(numbers), resamples, seed)]
-    return _percentiles(np.concatenate(means))
+    numbers = np.asarray(values, dtype=np.float64)
+    half = t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * numbers.std(ddof=1) / np.sqrt(len(numbers))
+    return [float(numbers.mean() - half), float(numbers.mean() + half)]
+
+
+def weighted_areas(weights: Floats, scores: Floats, positive: npt.NDArray[np.bool_]) -> Floats:
+    """Compute the area under the ROC curve `(m,)` for each of many weightings of the same scores.
+
+    Parameters
+    ----------
+    weights : array
+        `(m, n)`; how often each score counts, 0 or more.
+    scores, positive : array
+        `(n,)`.
+
+    Returns
+    -------
+    array
+        Equal scores count half; NaN where the positives, or the others, weigh nothing.
+    """
+    return _area(weights, *_ordered(scores, positive))
 
 
 def _weights(number: int, resamples: int, seed: int) -> Iterator[Floats]:

@@ -51,7 +51,7 @@ def classification_metrics(probabilities: Floats, labels: Labels, class_names: S
     every = list(range(len(class_names)))
     present = sorted(set(labels.tolist()))
     precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
-        labels, predicted, labels=every, zero_division=0
+        labels, predicted, labels=every, zero_division=np.nan
     )
     areas = one_vs_rest_auc(probabilities, labels)
     defined = [area for area in areas if area is not None]
@@ -64,9 +64,9 @@ def classification_metrics(probabilities: Floats, labels: Labels, class_names: S
         "chance": {"accuracy": float(np.bincount(labels).max() / len(labels)), "auc": 0.5},
         "per_class": {
             name: {
-                "precision": float(precision[n]),
-                "recall": float(recall[n]),
-                "f1": float(f1[n]),
+                "precision": _defined(precision[n]),
+                "recall": _defined(recall[n]),
+                "f1": _defined(f1[n]),
                 "auc": areas[n],
                 "support": int(support[n]),
             }
@@ -74,6 +74,10 @@ def classification_metrics(probabilities: Floats, labels: Labels, class_names: S
         },
         "confusion_matrix": sklearn_metrics.confusion_matrix(labels, predicted, labels=every).tolist(),
     }
+
+
+def _defined(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _epoch_metric(name: str) -> Callable[[Tensor, Tensor], float]:

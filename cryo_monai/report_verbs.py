@@ -5,7 +5,7 @@ from __future__ import annotations
 from cryo_monai.command_line import late_bar, split_list
 
 
-def report(run_dir: str, output_dir: str = "") -> None:
+def report(run_dir: str, output_dir: str = "", dataset_dir: str = "") -> None:
     """Write one page with everything about a run, to read and to pass on.
 
     Written are report.html (one file, needs no network), figures as SVG and PNG, and metrics.json. The test split is
@@ -14,11 +14,17 @@ def report(run_dir: str, output_dir: str = "") -> None:
     Args:
         run_dir: the output_dir of a training.
         output_dir: folder of the report, report in run_dir by default.
+        dataset_dir: where the data are now, if they were moved after training; kept in run.json.
     """
     from cryo_monai.reports import write_report
+    from cryo_monai.runs import find_data_again, read_json
 
+    if dataset_dir:
+        find_data_again(run_dir, dataset_dir)
     with late_bar(desc="report", unit="step") as show:
         page = write_report(run_dir, output_dir or None, progress=show)
+    for line in read_json(page.with_name("metrics.json"))["warnings"]:
+        print(f"warning: {line}")
     print(f"report: {page}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from cryo_monai.checkpoints import load_checkpoint
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
+from cryo_monai.parts import network_fingerprint
 from cryo_monai.runs import Paths, configuration_of, locations, open_split, read_json, read_run
 from cryo_monai.weights import initialise
 from cryo_monai.workflows import load_workflow, run_workflow
@@ -153,13 +154,13 @@ def starting_features(run_dir: str | os.PathLike[str]) -> npt.NDArray[np.float32
     folder, _ = read_run(run_dir)
     items, dataset = open_split(run_dir)
     workflow = configuration_of(run_dir, "train")
-    # Named by the recipe and the volumes: another run in this folder does not find them.
-    recipe = json.dumps([workflow.parser.get(), [item["path"] for item in items]])
-    file = folder / f"starting_features_{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
+    network, device = (workflow.parser.get_parsed_content(name) for name in ("network", "device"))
+    # Named by the network and the volumes: nothing else finds them.
+    key = hashlib.sha256(f"{network_fingerprint(network)} {items_fingerprint(items)}".encode()).hexdigest()
+    file = folder / f"starting_features_{key[:12]}.npz"
     if file.is_file():
         with np.load(file) as arrays:
             return np.asarray(arrays["features"])
-    network, device = (workflow.parser.get_parsed_content(name) for name in ("network", "device"))
     listed = [{**item, "truth": item["label"], "split": "test"} for item in items]
     partial = file.with_name(f"{file.stem}_new.npz")
     partial.unlink(missing_ok=True)

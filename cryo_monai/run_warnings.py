@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser
 
 from cryo_monai.audits import Audit, audit_dataset
-from cryo_monai.runs import configuration_of, evaluation_of, read_run
+from cryo_monai.runs import CONFIGURATION, changes, configuration_of, evaluation_of, locations, read_json, read_run
+from cryo_monai.workflows import load_workflow
 
 # Ids of a bundle that `audit_dataset` takes too.
 _OPTIONS = ("split", "split_by", "seed", "permissive", "nan")
@@ -22,9 +24,20 @@ def audit_run(run_dir: str | os.PathLike[str]) -> Audit:
     CryoMonaiError
         When the folder is not a run, or its data are gone.
     """
-    parser = configuration_of(run_dir).parser
-    options = {name: parser.get_parsed_content(name) for name in _OPTIONS if name in parser}
-    return audit_dataset(_data_of(parser), **options)
+    place, options = _audited(run_dir)
+    return audit_dataset(place, **options)
+
+
+def audit_key(run_dir: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Name what `audit_run` would audit: runs with the same key have the same audit.
+
+    Raises
+    ------
+    CryoMonaiError
+        When the folder is not a run, or its configuration cannot be read.
+    """
+    place, options = _audited(run_dir)
+    return str(place.resolve()), *(f"{name}={options[name]}" for name in sorted(options))
 
 
 def run_warnings(run_dir: str | os.PathLike[str], audit: Audit | None = None) -> list[str]:
@@ -55,11 +68,37 @@ def run_warnings(run_dir: str | os.PathLike[str], audit: Audit | None = None) ->
         missing = [name for name, count in support.items() if not count]
         if missing:
             lines.append(f"no volumes of {', '.join(missing)} in the test split")
+    lines += _training_warnings(run_dir)
     for resumption in record.get("resumed", []):
         if resumption["changed"]:
             changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in resumption["changed"].items())
             lines.append(f"resumed after epoch {resumption['after_epoch']} with a changed configuration: {changes}")
     return lines
+
+
+def _training_warnings(run_dir: str | os.PathLike[str]) -> list[str]:
+    """Say whether training came to its end, and whether the recipe is still the one it had."""
+    folder, record = read_run(run_dir)
+    lines = []
+    if not (folder / CONFIGURATION).is_file():  # of a version that did not keep it
+        return []
+    before = read_json(folder / CONFIGURATION)
+    history = read_json(folder / "metrics.json").get("history", []) if (folder / "metrics.json").is_file() else []
+    if history and history[-1]["epoch"] < before["max_epochs"]:
+        lines.append(f"training stopped after epoch {history[-1]['epoch']} of {before['max_epochs']}")
+    overrides = {**record["ids"], **locations(folder)}
+    now = load_workflow(record["bundle"], "train", overlays=record["overlays"], overrides=overrides)
+    changed = changes(folder, now.parser.get())
+    if changed:
+        named = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        lines.append(f"the bundle or its overlays have changed since training: {named}")
+    return lines
+
+
+def _audited(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Return the data of a run and the options of `audit_dataset` as the run had them."""
+    parser = configuration_of(run_dir).parser
+    return _data_of(parser), {name: parser.get_parsed_content(name) for name in _OPTIONS if name in parser}
 
 
 def _data_of(parser: ConfigParser) -> Path:

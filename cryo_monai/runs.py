@@ -14,18 +14,20 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.data import Dataset
 
-from cryo_monai.datasets import describe_volumes, extraction_of
-from cryo_monai.errors import InputError, unwrapped_errors
+from cryo_monai.datasets import describe_volumes, extraction_of, items_fingerprint
+from cryo_monai.errors import CryoMonaiError, InputError, unwrapped_errors
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
-from cryo_monai.tracking import add_tracking
+from cryo_monai.tracking import add_tracking, track_test_metrics
 from cryo_monai.workflows import flattened, load_workflow, run_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
 CONFIGURATION = "configuration.json"
 PLACES = ("dataset_dir", "weights")  # ids that name files, kept as absolute paths
 # Ids that differ between a run and its continuation without making it another.
-_CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "progress", "_meta_", "run_name")
+CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "progress", "_meta_", "run_name")
+# Ids that do not change what is scored.
+_HOW = ("device", "batch_size", "num_workers", "progress", "cache_device")
 
 
 def train_bundle(
@@ -66,6 +68,7 @@ def train_bundle(
     given = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
     resumed: list[dict[str, Any]] = []
+    command = sys.argv
     if has_state(folder) and not resume:
         raise InputError(f"{folder}: holds a run; add --resume to go on with it, or choose another output_dir")
     if resume:
@@ -74,20 +77,20 @@ def train_bundle(
         _, before = read_run(folder)
         given = {**before["ids"], **given}
         overlays = overlays or before["overlays"]
-        resumed = before.get("resumed", [])
+        resumed, command = before.get("resumed", []), before["command"]
         tracking = tracking or before.get("tracking", "")
     overrides = {**given, **locations(folder), "resume": resume}
     workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
     configuration = copy.deepcopy(workflow.parser.get())
     if tracking:
         add_tracking(workflow, tracking, experiment=Path(bundle).resolve().name, run=folder.resolve().name)
-    changed = _changes(folder, configuration) if resume else {}
+    changed = changes(folder, configuration) if resume else {}
     record: dict[str, Any] = {
         "bundle": str(Path(bundle).resolve()),
         "overlays": overlays,
         "ids": given,
         "tracking": tracking,
-        "command": sys.argv,
+        "command": command,
     }
 
     def note(engine: Engine) -> None:
@@ -96,7 +99,8 @@ def train_bundle(
         cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
         record["data"] = {**described, "extraction": cut}
         if resume:
-            record["resumed"] = [*resumed, {"after_epoch": engine.state.epoch, "changed": changed}]
+            now = {"after_epoch": engine.state.epoch, "command": sys.argv, "changed": changed}
+            record["resumed"] = [*resumed, now]
         atomic_write_text(folder / CONFIGURATION, json.dumps(configuration, indent=1) + "\n")
         atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
@@ -108,8 +112,23 @@ def train_bundle(
         workflow.finalize()
 
 
-def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str] | None = None,
+    *,
+    ids: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Score the test split of a run's data with its best checkpoint.
+
+    Parameters
+    ----------
+    run_dir : path
+        A run folder.
+    output_dir : path, optional
+        Where the numbers go; the run folder by default.
+    ids : mapping, optional
+        Ids of the bundle's evaluate.json. Those that change what is scored need an ``output_dir``: the numbers of the
+        run itself stay.
 
     Returns
     -------
@@ -122,13 +141,23 @@ def evaluate_run(run_dir: str | os.PathLike[str], *, ids: Mapping[str, Any] | No
         When the folder is not a finished run, or for unknown ids.
     """
     folder, record = read_run(run_dir)
-    overrides = {**record["ids"], **(ids or {}), **locations(folder)}
+    target = folder if output_dir is None else Path(output_dir)
+    other = [name for name in ids or {} if name.split("#")[0] not in _HOW]
+    if other and target.resolve() == folder.resolve():
+        raise InputError(f"--{other[0]}: scores something else than the run did; give --output_dir DIR for its numbers")
+    overrides = {**record["ids"], **(ids or {}), **locations(folder), "output_dir": str(target)}
     run_workflow(load_workflow(record["bundle"], "evaluate", overlays=record["overlays"], overrides=overrides))
-    return read_json(folder / "evaluation.json")
+    numbers = read_json(target / "evaluation.json")
+    if record.get("tracking") and target == folder:
+        track_test_metrics(folder, numbers, experiment=Path(record["bundle"]).name, run=folder.resolve().name)
+    return numbers
 
 
 def evaluation_of(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the evaluation of a run's best checkpoint; the test split is scored only if that was not done yet.
+    """Return the evaluation of a run's best checkpoint on its test split.
+
+    The test split is scored once: again only when the checkpoint, or the volumes and their labels, are no longer those
+    that ``evaluation.json`` is of.
 
     Raises
     ------
@@ -136,12 +165,28 @@ def evaluation_of(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
         As `evaluate_run`.
     """
     folder, _ = read_run(run_dir)
-    model = folder / "models" / "model.pt"
-    if (folder / "evaluation.json").is_file() and (folder / "test_features.npz").is_file() and model.is_file():
-        numbers = read_json(folder / "evaluation.json")
-        if numbers.get("checkpoint", {}).get("sha256") == sha256_of(model):
-            return numbers
-    return evaluate_run(run_dir)
+    return read_json(folder / "evaluation.json") if _is_scored(folder) else evaluate_run(run_dir)
+
+
+def _is_scored(folder: Path) -> bool:
+    """Whether the evaluation in a run folder is whole, and of the checkpoint and the data that are there now."""
+    evaluation, features, model = (
+        folder / "evaluation.json",
+        folder / "test_features.npz",
+        folder / "models" / "model.pt",
+    )
+    if not (evaluation.is_file() and features.is_file() and model.is_file()):
+        return False
+    numbers = read_json(evaluation)
+    if numbers.get("checkpoint", {}).get("sha256") != sha256_of(model):
+        return False
+    if numbers.get("features_sha256") != sha256_of(features):
+        return False
+    try:
+        items, _ = open_split(folder)
+    except CryoMonaiError:
+        return True  # the data are gone: what was scored is all there is
+    return bool(numbers.get("data") == items_fingerprint(items))
 
 
 def open_split(run_dir: str | os.PathLike[str], split: str = "test") -> tuple[list[dict[str, Any]], Dataset]:
@@ -183,9 +228,9 @@ def configuration_of(run_dir: str | os.PathLike[str], kind: str = "evaluate") ->
     return workflow
 
 
-def summarise(run_dir: str | os.PathLike[str]) -> str:
-    """Describe an evaluated run in a few lines."""
-    folder, _ = read_run(run_dir)
+def summarise(folder: str | os.PathLike[str]) -> str:
+    """Describe the evaluation in a run folder, or another folder that it was written to, in a few lines."""
+    folder = Path(folder)
     numbers = read_json(folder / "evaluation.json")
     chance = numbers["chance"]
     lines = [
@@ -217,6 +262,21 @@ def _with_interval(numbers: Mapping[str, Any], name: str) -> str:
     return f"{numbers[name]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
+def find_data_again(run_dir: str | os.PathLike[str], dataset_dir: str | os.PathLike[str]) -> None:
+    """Note in ``run.json`` where the data of a run are now, after they were moved.
+
+    Raises
+    ------
+    InputError
+        When the folder is not a run, or there is nothing at that place.
+    """
+    folder, record = read_run(run_dir)
+    if not Path(dataset_dir).exists():
+        raise InputError(f"{dataset_dir}: no such file or folder")
+    record["ids"]["dataset_dir"] = str(Path(dataset_dir).resolve())
+    atomic_write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+
 def has_state(run_dir: str | os.PathLike[str]) -> bool:
     """Whether there is a training to resume in a run folder."""
     models = Path(run_dir) / "models"
@@ -229,12 +289,12 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).resolve()) if is_path else value
 
 
-def _changes(folder: Path, configuration: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return ids that differ from those a run was started with: old and new value."""
+def changes(folder: Path, configuration: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return ids that differ from those that a run was last trained with: old and new value."""
     if not (folder / CONFIGURATION).is_file():  # of a version that did not keep it
         return {}
     before, now = (dict(flattened(config)) for config in (read_json(folder / CONFIGURATION), configuration))
-    names = [name for name in before | now if name.split("#")[0] not in _CIRCUMSTANCES]
+    names = [name for name in before | now if name.split("#")[0] not in CIRCUMSTANCES]
     # Compared as JSON, which knows no tuples.
     pairs = {name: [before.get(name), json.loads(json.dumps(now.get(name)))] for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -39,7 +39,11 @@ class Separability:
     num_volumes: int
     """That were measured."""
     num_folds: int
-    """Over which the spread is taken: folds times repeats."""
+    """Over which the spread is taken: five, times the repeats."""
+    num_left_out: int = 0
+    """Volumes of classes with fewer volumes than there are folds."""
+    num_classes_left_out: int = 0
+    """Such classes."""
 
 
 def measure_separability(features: Floats, labels: Labels, *, seed: int = 0) -> Separability:
@@ -57,14 +61,15 @@ def measure_separability(features: Floats, labels: Labels, *, seed: int = 0) -> 
     features : array
         `(n, F)`.
     labels : array
-        `(n,)`; volumes with labels below 0, and classes of a single volume, are left out.
+        `(n,)`; volumes with labels below 0, and classes of fewer than five volumes, are left out: such a class would
+        be missing in folds.
     seed : int
         Of the folds, and of the stratified part that is taken of more than 3000 volumes.
 
     Returns
     -------
     Separability
-        All measures None when there are not two classes of two volumes.
+        All measures None when there are not two classes of five volumes.
 
     Raises
     ------
@@ -78,10 +83,12 @@ def measure_separability(features: Floats, labels: Labels, *, seed: int = 0) -> 
     if not np.isfinite(values).all():
         raise InputError("separability: features are not finite")
     counts = np.bincount(truth[truth >= 0], minlength=1)
-    kept = (truth >= 0) & (counts[truth] > 1)
+    few = (counts > 0) & (counts < FOLDS)
+    left_out = int(counts[few].sum()), int(few.sum())
+    kept = (truth >= 0) & ~few[truth]
     values, truth = values[kept], truth[kept]
     if len(np.unique(truth)) < 2:
-        return Separability(None, None, None, None, None, None, None, len(truth), 0)
+        return Separability(None, None, None, None, None, None, None, len(truth), 0, *left_out)
     values, truth = _part(values, truth, seed)
     folds = _folds(values, truth, seed)
     silhouettes = _silhouettes(values, truth)
@@ -97,6 +104,7 @@ def measure_separability(features: Floats, labels: Labels, *, seed: int = 0) -> 
         float(np.bincount(truth).max() / len(truth)),
         len(truth),
         len(folds),
+        *left_out,
     )
 
 
@@ -109,7 +117,7 @@ def _part(values: Floats, labels: Labels, seed: int) -> tuple[Floats, Labels]:
     rows = []
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
-        rows.append(rng.permutation(of_class)[: max(2, round(share * len(of_class)))])
+        rows.append(rng.permutation(of_class)[: max(FOLDS, round(share * len(of_class)))])
     chosen = np.sort(np.concatenate(rows))
     return values[chosen], labels[chosen]
 
@@ -117,10 +125,8 @@ def _part(values: Floats, labels: Labels, seed: int) -> tuple[Floats, Labels]:
 def _folds(values: Floats, labels: Labels, seed: int) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
     from sklearn.model_selection import RepeatedStratifiedKFold
 
-    counts = np.bincount(labels)
-    splits = int(min(FOLDS, counts[counts > 0].min()))
     repeats = REPEATS if len(labels) <= MAX_REPEATED else 1
-    folds = RepeatedStratifiedKFold(n_splits=splits, n_repeats=repeats, random_state=seed)
+    folds = RepeatedStratifiedKFold(n_splits=FOLDS, n_repeats=repeats, random_state=seed)
     return list(folds.split(values, labels))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryo_monai.errors import InputError
-from cryo_monai.intervals import metric_draws
+from cryo_monai.intervals import metric_draws, weighted_areas
 from cryo_monai.metrics import classification_metrics
 
 Draws = dict[str, npt.NDArray[np.float64]]
@@ -18,6 +18,11 @@ Draws = dict[str, npt.NDArray[np.float64]]
 METRICS = ("accuracy", "auc", "balanced_accuracy", "macro_f1")
 LEVEL = 0.95
 RESAMPLES = 2000
+SWAPS = 1000
+# Swaps that are scored together; each takes some 16 bytes per volume and class.
+_BLOCK = 64
+# What differs by rounding is equal.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class Difference:
     value: float | None
     """None where the metric is undefined."""
     interval: tuple[float, float] | None
-    """Of 95 %; None where no resample defines it."""
+    """Of 95 %, by the paired bootstrap; None where no resample defines it."""
     p_value: float | None
-    """Two-sided: how often a difference so far from zero comes about when there is none."""
+    """Two-sided, by the swap test: how often a difference so far from zero comes about when there is none."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +111,32 @@ def pair_predictions(first: Predictions, second: Predictions) -> tuple[Predictio
 
 
 def compare_predictions(
-    first: Predictions, second: Predictions, *, resamples: int = RESAMPLES, seed: int = 0
+    first: Predictions, second: Predictions, *, resamples: int = RESAMPLES, swaps: int = SWAPS, seed: int = 0
 ) -> PairedComparison:
     """Compare two networks on the volumes that both were scored on.
 
-    Volumes are drawn with replacement, the same ones for both networks, and the difference of the metrics is taken for
-    each draw (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 10 and 13). The interval lies between
-    the 2.5th and 97.5th percentile; the p value is twice the smaller share of draws on either side of zero, counted
-    with one draw more so that it is never 0 (Davison & Hinkley 1997, Bootstrap Methods, section 4.2). Both say how
-    the difference would vary with other test volumes; not with other seeds of training.
+    The p value is that of a paired permutation test, which holds its level with few volumes too (Good 2005,
+    Permutation, Parametric and Bootstrap Tests of Hypotheses; for metrics of classifiers, as approximate randomisation,
+    Yeh 2000, COLING, 947): if the networks are alike, what they say of a volume may be exchanged. So it is, for each
+    volume or not by a fair coin, a thousand times, and those differences are counted that are at least as far from zero
+    as the one found, with one more for the finding itself (Phipson & Smyth 2010, Statistical Applications in Genetics
+    and Molecular Biology 9:39). Where the networks differ on so few volumes that there are fewer exchanges than that,
+    each is made once and p is exact.
+
+    The interval lies between the 2.5th and 97.5th percentile of the difference when volumes are drawn with replacement,
+    the same for both networks (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13). It says how the
+    difference would vary with other test volumes; neither says how with other seeds of training.
 
     Parameters
     ----------
     first, second : Predictions
         Of networks with the same classes; the order of the volumes does not matter.
     resamples : int
-        Draws.
+        Draws of the bootstrap.
+    swaps : int
+        Exchanges of the permutation test.
     seed : int
-        Of the draws.
+        Of both.
 
     Raises
     ------
@@ -131,13 +144,28 @@ def compare_predictions(
         See `pair_predictions`.
     """
     one, other = pair_predictions(first, second)
-    return _compare(one, other, _metric_draws(one, resamples, seed), _metric_draws(other, resamples, seed))
+    draws = _metric_draws(one, resamples, seed), _metric_draws(other, resamples, seed)
+    return _compare(one, other, *draws, swaps, seed)
 
 
 def compare_all(
-    predictions: Mapping[str, Predictions], *, resamples: int = RESAMPLES, seed: int = 0
+    predictions: Mapping[str, Predictions],
+    *,
+    resamples: int = RESAMPLES,
+    swaps: int = SWAPS,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
 ) -> dict[tuple[str, str], PairedComparison | None]:
     """Compare every pair of networks as `compare_predictions` does; None where no volume is common.
+
+    Parameters
+    ----------
+    predictions : mapping
+        By the name of the network.
+    resamples, swaps, seed
+        See `compare_predictions`.
+    progress : callable, optional
+        Called when a pair is done.
 
     Raises
     ------
@@ -146,10 +174,12 @@ def compare_all(
     """
     draws: dict[tuple[str, tuple[str, ...]], Draws] = {}
     found: dict[tuple[str, str], PairedComparison | None] = {}
+    advance = progress or (lambda: None)
     for names in combinations(predictions, 2):
         first, second = (predictions[name] for name in names)
         if not set(first.paths) & set(second.paths):
             found[names] = None
+            advance()
             continue
         try:
             pair = pair_predictions(first, second)
@@ -159,22 +189,124 @@ def compare_all(
             # Runs on the same volumes are drawn once, however many pairs they are in.
             if (name, paired.paths) not in draws:
                 draws[name, paired.paths] = _metric_draws(paired, resamples, seed)
-        found[names] = _compare(*pair, *(draws[name, paired.paths] for name, paired in zip(names, pair, strict=True)))
+        drawn, drawn_other = (draws[name, paired.paths] for name, paired in zip(names, pair, strict=True))
+        found[names] = _compare(*pair, drawn, drawn_other, swaps, seed)
+        advance()
     return found
 
 
-def _compare(one: Predictions, other: Predictions, draws_one: Draws, draws_other: Draws) -> PairedComparison:
+def _compare(
+    one: Predictions, other: Predictions, draws_one: Draws, draws_other: Draws, swaps: int, seed: int
+) -> PairedComparison:
     values = [classification_metrics(p.probabilities, p.labels, p.class_names) for p in (one, other)]
+    p_values = _swap_test(one, other, swaps=swaps, seed=seed)
     differences = {}
     for name in METRICS:
         before, after = values[0][name], values[1][name]
         if before is None or after is None:
             differences[name] = Difference(None, None, None)
         else:
-            differences[name] = _difference(after - before, draws_other[name] - draws_one[name])
+            differences[name] = _difference(after - before, draws_other[name] - draws_one[name], p_values[name])
     right = [p.probabilities.argmax(axis=1) == p.labels for p in (one, other)]
     only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     return PairedComparison(len(one.labels), *only, mcnemar_exact(*only), differences)
+
+
+def _swap_test(one: Predictions, other: Predictions, *, swaps: int = SWAPS, seed: int = 0) -> dict[str, float | None]:
+    """Test the differences of metrics by exchanging what two networks say of a volume; see `compare_predictions`.
+
+    Parameters
+    ----------
+    one, other : Predictions
+        From `pair_predictions`.
+    swaps : int
+        Exchanges.
+    seed : int
+        Of the exchanges.
+
+    Returns
+    -------
+    dict
+        Two-sided p values by the name of the metric; None where the labels leave it undefined.
+    """
+    guesses = [p.probabilities.argmax(axis=1) for p in (one, other)]
+    by_guess, guesses_all = _exchanges(guesses[0] != guesses[1], swaps, seed)
+    by_score, scores_all = _exchanges((one.probabilities != other.probabilities).any(axis=1), swaps, seed)
+    found: Draws = _in_blocks(by_guess, lambda swapped: _count_differences(one, other, swapped))
+    found |= _in_blocks(by_score, lambda swapped: {"auc": _area_differences(one, other, swapped)})
+    return {name: _share_as_far(found[name], scores_all if name == "auc" else guesses_all) for name in METRICS}
+
+
+def _exchanges(differ: npt.NDArray[np.bool_], swaps: int, seed: int) -> tuple[npt.NDArray[np.bool_], bool]:
+    """Choose what is exchanged, `(m, n)` with nothing exchanged in the first row; and whether these are all there are.
+
+    Only volumes of which the networks say different things matter.
+    """
+    places = np.flatnonzero(differ)
+    every = len(places) < 63 and 2 ** len(places) <= swaps
+    if every:
+        chosen = (np.arange(2 ** len(places))[:, None] >> np.arange(len(places)) & 1).astype(bool)
+    else:
+        chosen = np.random.default_rng(seed).integers(0, 2, (swaps + 1, len(places))).astype(bool)
+        chosen[0] = False
+    swapped = np.zeros((len(chosen), len(differ)), dtype=bool)
+    swapped[:, places] = chosen
+    return swapped, every
+
+
+def _in_blocks(swapped: npt.NDArray[np.bool_], score: Callable[[npt.NDArray[np.bool_]], Draws]) -> Draws:
+    blocks = [score(swapped[start : start + _BLOCK]) for start in range(0, len(swapped), _BLOCK)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _count_differences(one: Predictions, other: Predictions, swapped: npt.NDArray[np.bool_]) -> Draws:
+    """Metrics that depend on the predicted classes alone, of the second network less the first, after each exchange."""
+    truths, first, second = (
+        np.eye(len(one.class_names))[rows]
+        for rows in (one.labels, one.probabilities.argmax(axis=1), other.probabilities.argmax(axis=1))
+    )
+    support = truths.sum(axis=0)
+    present = support > 0
+
+    def metrics(taken: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of volumes that are taken from the second network where told, `(3, m)`."""
+        hits = truths * first, truths * second
+        right = (1 - taken) @ hits[0] + taken @ hits[1]
+        guessed = (1 - taken) @ first + taken @ second
+        recall = (right / np.maximum(support, 1))[:, present]
+        f1 = (2 * right / np.maximum(support + guessed, 1))[:, present]
+        return np.stack([right.sum(axis=1) / len(truths), recall.mean(axis=1), f1.mean(axis=1)])
+
+    taken = swapped.astype(np.float64)
+    return dict(zip(("accuracy", "balanced_accuracy", "macro_f1"), metrics(1 - taken) - metrics(taken), strict=True))
+
+
+def _area_differences(one: Predictions, other: Predictions, swapped: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """AUC of the second network less that of the first after each exchange, `(m,)`; NaN where it is undefined.
+
+    What is mixed from two networks is a choice among the scores of both: a weight of 0 or 1 for each.
+    """
+    own, taken = (~swapped).astype(np.float64), swapped.astype(np.float64)
+    weights = np.concatenate([own, taken], axis=1), np.concatenate([taken, own], axis=1)
+    differences = []
+    for label in np.unique(one.labels):
+        positive = one.labels == label
+        if positive.all():
+            continue
+        scores = np.concatenate([one.probabilities[:, label], other.probabilities[:, label]])
+        areas = [weighted_areas(chosen, scores, np.tile(positive, 2)) for chosen in weights]
+        differences.append(areas[1] - areas[0])
+    return np.mean(differences, axis=0) if differences else np.full(len(swapped), np.nan)
+
+
+def _share_as_far(differences: npt.NDArray[np.float64], every: bool) -> float | None:
+    """Share of differences at least as far from zero as the first, which is the one that was found.
+
+    Of drawn exchanges the first row is the one more that is counted.
+    """
+    if not np.isfinite(differences[0]):
+        return None
+    return float((np.abs(differences) >= abs(differences[0]) - _ROUNDING).mean())
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -205,14 +337,11 @@ def correct_holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _difference(value: float, draws: npt.NDArray[np.float64]) -> Difference:
+def _difference(value: float, draws: npt.NDArray[np.float64], p_value: float | None) -> Difference:
     defined = draws[np.isfinite(draws)]
     if not len(defined):
-        return Difference(value, None, None)
+        return Difference(value, None, p_value)
     low, high = np.percentile(defined, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    # What differs by rounding is equal.
-    sides = int((defined <= 1e-12).sum()), int((defined >= -1e-12).sum())
-    p_value = min(1.0, 2 * (1 + min(sides)) / (len(defined) + 1))
     return Difference(float(value), (float(low), float(high)), p_value)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.utils import path_to_sqlite_uri
 
 from cryo_monai.errors import InputError
 from cryo_monai.workflows import flattened
@@ -48,6 +52,24 @@ def add_tracking(workflow: ConfigWorkflow, tracker: str, *, experiment: str, run
     workflow.patch_bundle_tracking(workflow.parser, settings)
 
 
+def track_test_metrics(output_dir: Path, numbers: Mapping[str, Any], *, experiment: str, run: str) -> None:
+    """Add the metrics of the test split to the tracked run; see `add_tracking`."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or _database(output_dir))
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id]) if found else []
+    for tracked in (one for one in runs if one.info.run_name == run):
+        for name in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
+            if numbers[name] is not None:
+                client.log_metric(tracked.info.run_id, f"test_{name}", numbers[name])
+        return  # the newest comes first
+
+
+def _database(output_dir: Path) -> str:
+    return str(path_to_sqlite_uri(str(output_dir / "mlruns.db")))
+
+
 def plain_values(configuration: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration that are no expressions, such as ``lr`` and ``fine_tuning.l2_sp``.
 
@@ -60,9 +82,11 @@ def plain_values(configuration: dict[str, Any]) -> dict[str, Any]:
     }
     found = {}
     for name, value in flattened(groups):
-        text = isinstance(value, str) and value.startswith(("$", "@", "%"))
+        text = isinstance(value, str) and value.startswith(("$", "%"))
+        reference = isinstance(value, str) and value.startswith("@")
         if not text and not (isinstance(value, list) and any(isinstance(part, (str, dict)) for part in value)):
-            found[name.replace("#", ".")] = value
+            # "@optimizers#adam" is the choice "adam"; as a reference MONAI would put the object there.
+            found[name.replace("#", ".")] = value.rpartition("#")[2].lstrip("@") if reference else value
     return found
 
 

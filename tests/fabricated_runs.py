@@ -11,6 +11,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from cryo_monai.calibration import at_temperature
+from cryo_monai.datalists import load_datalist
 from cryo_monai.evaluations import EvaluationReport
 from cryo_monai.mrc import write_mrc
 
@@ -121,6 +122,12 @@ def _evaluate(
         return [{"pred": torch.from_numpy(probabilities[row]), "label": items[row]["label"]} for row in batch]
 
     engine = Engine(step)
-    report = EvaluationReport(folder, names, network=network, checkpoint=folder / "models" / "model.pt")  # type: ignore[arg-type]
+    report = EvaluationReport(
+        folder,
+        names,
+        network=network,  # type: ignore[arg-type]
+        checkpoint=folder / "models" / "model.pt",
+        items=load_datalist(data)["test"],
+    )
     report.attach(engine)
     engine.run([list(range(start, min(start + 16, len(items)))) for start in range(0, len(items), 16)])

@@ -15,7 +15,7 @@ import torch
 from conftest import SUBTOMOGRAMS, TINY, training
 from ignite.engine import Engine, Events
 
-from cryo_monai.checkpoints import EXIT_CODE, load_checkpoint, load_verified
+from cryo_monai.checkpoints import EXIT_CODE, CheckpointHandler, load_checkpoint, load_verified
 from cryo_monai.errors import CryoMonaiError, DivergedError, InputError, unwrapped_errors
 from cryo_monai.files import atomic_save
 from cryo_monai.networks import VideoClassifier
@@ -276,7 +276,8 @@ def test_signals_to_the_real_command(dataset_dir: Path, tmp_path: Path) -> None:
     assert "go on with --resume True" in error
     stopped = final_state(tmp_path)["iteration"]
     with start(dataset_dir, tmp_path, "--resume", "True") as process:
-        wait_for_epochs(tmp_path, process, stopped // 2 + 2)
+        # metrics.csv is written before last.pt: one epoch more is safely in both.
+        wait_for_epochs(tmp_path, process, stopped // 2 + 3)
         process.kill()
         process.communicate(timeout=60)
     killed = final_state(tmp_path)["iteration"]
@@ -287,3 +288,29 @@ def test_signals_to_the_real_command(dataset_dir: Path, tmp_path: Path) -> None:
     assert "resuming after epoch" in error
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == list(range(1, killed // 2 + 2))
+
+
+def test_who_is_killed_after_the_best_weights_has_them_again(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two files of an epoch: the epoch is redone, and its weights are the best ones."""
+    whole = training(dataset_dir, tmp_path / "whole")
+    whole.initialize()
+    whole.run()
+    saved = CheckpointHandler._save_model
+
+    def killed(handler: CheckpointHandler) -> None:
+        saved(handler)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointHandler, "_save_model", killed)
+    first = training(dataset_dir, tmp_path / "killed", max_epochs=2)
+    first.initialize()
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    monkeypatch.setattr(CheckpointHandler, "_save_model", saved)
+    again = training(dataset_dir, tmp_path / "killed", resume=True)
+    again.initialize()
+    again.run()
+    states = [load_verified(tmp_path / name / "models" / "model.pt") for name in ("whole", "killed")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

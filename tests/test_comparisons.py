@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SUBTOMOGRAMS, TINY
+from fabricated_runs import fabricate_data, fabricate_run
 
+from cryo_monai import run_warnings
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.intervals import metric_intervals
 from cryo_monai.metrics import classification_metrics
-from cryo_monai.reports import feature_stages
+from cryo_monai.reports import comparisons, feature_stages, page_figures
 from cryo_monai.reports.compared_runs import (
     ComparedRun,
     common_volumes,
@@ -22,11 +25,19 @@ from cryo_monai.reports.compared_runs import (
     pair_runs,
     read_runs,
 )
-from cryo_monai.reports.comparison_texts import best_runs, metric_rows, run_rows, verdict_of
+from cryo_monai.reports.comparison_texts import (
+    best_runs,
+    folds_text,
+    left_out_text,
+    metric_rows,
+    run_rows,
+    stage_rows,
+    verdict_of,
+)
 from cryo_monai.reports.comparisons import write_comparison
 from cryo_monai.reports.contents import RunContents, Scores
 from cryo_monai.reports.feature_stages import measure_stages
-from cryo_monai.runs import train_bundle
+from cryo_monai.runs import open_split, train_bundle
 
 NAMES = ["ribosome & co", "<b>proteasome</b>", "70S"]
 
@@ -62,14 +73,15 @@ def write_run(folder: Path, found: Scores, *, names: list[str] = NAMES, **ids: A
     files = {
         "run.json": {"bundle": str(SUBTOMOGRAMS), "overlays": [], "ids": {"dataset_dir": "/gone", **ids},
                      "command": ["x"], "initialisation": {"weights": ids.get("weights")}},
-        "configuration.json": {"backbone": "resnet18", "seed": 0, "output_dir": str(folder), **ids},
+        "configuration.json": {"backbone": "resnet18", "max_epochs": 4, "seed": 0, "output_dir": str(folder), **ids},
         "metrics.json": {"best_epoch": 4, "best": history[-1], "environment": {}, "history": history},
         "evaluation.json": {**evaluation(found, names), "checkpoint": checkpoint},
     }  # fmt: skip
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
     np.savez(folder / "test_features.npz", features=found.features, probabilities=found.probabilities,
              labels=found.labels, paths=np.array(found.paths), class_names=np.array(names))  # fmt: skip
+    files["evaluation.json"]["features_sha256"] = sha256_of(folder / "test_features.npz")
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
     return folder
 
 
@@ -98,8 +110,14 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, np.ndarray]],
     return give
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who do not look at the figures."""
+    monkeypatch.setattr(page_figures, "png_of", lambda figure: b"a picture")
+
+
 def test_a_comparison_is_written_and_needs_nothing_else(
-    tmp_path: Path, starts: Callable[[dict[str, np.ndarray]], None]
+    tmp_path: Path, starts: Callable[[dict[str, np.ndarray]], None], quick: None
 ) -> None:
     runs = [write_run(tmp_path / "video", scores(1.5, seed=1), weights="/w/slow.pt", lr=0.1),
             write_run(tmp_path / "random", scores(0.1, seed=2))]  # fmt: skip
@@ -134,14 +152,79 @@ def test_a_comparison_is_written_and_needs_nothing_else(
         "after training: video", "after training: random",
     ]  # fmt: skip
     assert stages["after training: video"]["probe_accuracy"] > stages["before training: slow.pt"]["probe_accuracy"]
-    assert steps[-1] == (6, 6)
-    assert steps == sorted(steps)
+    assert "15 held-out folds (5 folds, 3 times)" in html
+    assert "Not measured" not in html
+    # Two runs, a pair, two starts, four states measured and projected, four figures, the page.
+    assert steps == [(done, 18) for done in range(1, 19)]
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     write_comparison(runs, tmp_path / "out", projection="pca")
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
 
 
-def test_without_data_the_comparison_says_what_is_missing(tmp_path: Path) -> None:
+def test_figures_of_an_earlier_comparison_go(
+    tmp_path: Path, starts: Callable[[dict[str, np.ndarray]], None], quick: None
+) -> None:
+    runs = [write_run(tmp_path / name, scores(0.5, seed=n)) for n, name in enumerate(("a", "b", "c"))]
+    start = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    starts({"a": start, "b": start, "c": start})
+    figures = tmp_path / "out" / "figures"
+    write_comparison(runs, tmp_path / "out", projection="pca")
+    assert (figures / "features_4_after_training_c.svg").is_file()
+    (figures / "features_of_mine.txt").write_text("stays")
+    write_comparison(runs[:2], tmp_path / "out", projection="pca")
+    shown = {"features_1_before_training_random_weights", "features_2_after_training_a", "features_3_after_training_b"}
+    assert {file.stem for file in figures.glob("features_*.*")} == {*shown, "features_of_mine"}
+
+
+def test_a_run_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [write_run(tmp_path / name, scores(0.5, seed=n)) for n, name in enumerate("ab")]
+    (runs[1] / "comparison.html").write_text("of an earlier mistake")
+    before = {file: file.read_bytes() for file in runs[1].rglob("*") if file.is_file()}
+    monkeypatch.setattr(comparisons, "read_runs", lambda *_, **__: pytest.fail("something was computed"))
+    with pytest.raises(InputError, match=r"b: holds a run") as caught:
+        write_comparison(runs, runs[1], projection="pca")
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in runs[1].rglob("*") if file.is_file()} == before
+
+
+def test_data_that_runs_share_are_audited_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fabricate_data(tmp_path / "data", ["a", "b"], per_class=2)
+    others = fabricate_data(tmp_path / "others", ["a", "b"], per_class=2)
+    runs = [fabricate_run(tmp_path / f"run{n}", place) for n, place in enumerate((data, data, others))]
+    for run in runs:
+        note = run / "evaluation.json"
+        fingerprint = items_fingerprint(open_split(run)[0])
+        note.write_text(json.dumps({**json.loads(note.read_text()), "data": fingerprint}))
+    audited: list[Path] = []
+    audit_dataset = run_warnings.audit_dataset
+
+    def count(place: Path, **options: Any) -> Any:
+        audited.append(place)
+        return audit_dataset(place, **options)
+
+    monkeypatch.setattr(run_warnings, "audit_dataset", count)
+    found = read_runs(runs)
+    assert audited == [data, others]
+    assert found[0].contents.audit == found[1].contents.audit
+    assert found[2].contents.audit.dataset == str(others)
+
+
+def test_small_classes_are_said_to_be_left_out(starts: Callable[[dict[str, np.ndarray]], None]) -> None:
+    whole = scores(1.0)
+    labels = np.where(np.arange(60) < 2, 2, np.arange(60) % 2)
+    few = Scores(whole.features, whole.probabilities, labels, whole.paths)
+    starts({})
+    stages = measure_stages([compared("a", few), compared("b", few)], projection="pca").stages
+    measured = stages[-1].separability
+    assert (measured.num_folds, measured.num_volumes) == (15, 58)
+    assert left_out_text(measured).startswith("Not measured: 2 volumes of a class with fewer than 5 test volumes")
+    assert folds_text(measured) == "15 held-out folds (5 folds, 3 times)"
+    tiny = [compared(name, scores(1.0, count=12)) for name in "ab"]
+    stages = measure_stages(tiny, projection="pca").stages
+    assert {cell for row in stage_rows(stages) for cell in row[2:]} == {"–"}
+
+
+def test_without_data_the_comparison_says_what_is_missing(tmp_path: Path, quick: None) -> None:
     runs = [write_run(tmp_path / name, scores(0.5, seed=n)) for n, name in enumerate("ab")]
     html = write_comparison(runs, tmp_path / "out", projection="pca").read_text()
     assert html.count('class="missing"') == 2
@@ -259,6 +342,7 @@ def test_what_cannot_be_compared_is_named_in_one_line(tmp_path: Path) -> None:
     assert [run.name for run in read_runs([first, second], ["a", "b"])] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_two_trainings_are_compared_with_their_common_start(dataset_dir: Path, tmp_path: Path) -> None:
     ids = {**TINY, "dataset_dir": str(dataset_dir), "num_classes": 3, "device": "cpu", "seed": 3}
     for name, lr in (("fast", 0.01), ("slow", 0.0001)):
@@ -268,6 +352,6 @@ def test_two_trainings_are_compared_with_their_common_start(dataset_dir: Path, t
     assert "random weights (start of fast, slow)" in page.read_text()
     titles = [stage["title"] for stage in numbers["features"]["stages"]]
     assert titles == ["before training: random weights", "after training: fast", "after training: slow"]
-    assert all(stage["separability"]["num_volumes"] == 6 for stage in numbers["features"]["stages"])
+    assert all(stage["separability"]["num_left_out"] == 6 for stage in numbers["features"]["stages"])
     assert numbers["pairs"][0]["tests"]["num_volumes"] == 6
     assert '<th scope="row">lr</th>' in page.read_text()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai.calibration import at_temperature, calibration_metrics
 from cryo_monai.checkpoints import load_checkpoint
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier
 from cryo_monai.run_inference import classify_with_run, starting_features
 from cryo_monai.run_warnings import audit_run, run_warnings
-from cryo_monai.runs import evaluate_run, evaluation_of, open_split, train_bundle
+from cryo_monai.runs import evaluate_run, evaluation_of, find_data_again, open_split, train_bundle
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +111,35 @@ def test_the_test_split_is_scored_once(run_dir: Path, monkeypatch: pytest.Monkey
     numbers = json.loads((run_dir / "evaluation.json").read_text())
     file = run_dir / "evaluation.json"
     kept = file.read_text()
-    file.write_text(json.dumps(numbers | {"checkpoint": {"file": "model.pt", "sha256": "of another"}}))
-    with pytest.raises(AssertionError, match="scored again"):
-        evaluation_of(run_dir)
+    for changed in ({"checkpoint": {"sha256": "of another"}}, {"features_sha256": "torn"}, {"data": "relabelled"}):
+        file.write_text(json.dumps(numbers | changed))
+        with pytest.raises(AssertionError, match="scored again"):
+            evaluation_of(run_dir)
     file.write_text(kept)
 
 
-def test_averaged_axes_have_no_calibration_before(run_dir: Path) -> None:
-    kept = {name: (run_dir / name).read_bytes() for name in ("evaluation.json", "test_features.npz")}
-    numbers = evaluate_run(run_dir, ids={"average_axes": "True"})
+def test_the_digest_of_the_data_knows_names_labels_and_contents(tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((2, 3, 4)))
+    item = {"image": str(file), "path": str(file), "label": 0}
+    array = {"image": np.arange(24).reshape(2, 3, 4), "path": "x.npz:test/0", "label": 0}
+    seen = {items_fingerprint([item, array])}
+    for changed in ([item | {"label": 1}, array], [item, array | {"image": array["image"] + 1}], [item]):
+        seen.add(items_fingerprint(changed))
+    np.save(file, np.zeros((2, 3, 5)))
+    seen.add(items_fingerprint([item, array]))
+    assert len(seen) == 5
+
+
+def test_numbers_of_other_data_do_not_become_the_runs(run_dir: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    before = {name: (run_dir / name).read_bytes() for name in ("evaluation.json", "test_features.npz")}
+    with pytest.raises(InputError, match="--dataset_dir: scores something else than the run did; give --output_dir"):
+        evaluate_run(run_dir, ids={"dataset_dir": str(dataset_dir)})
+    numbers = evaluate_run(run_dir, tmp_path / "axes", ids={"average_axes": "True", "device": "cpu"})
     assert numbers["calibration"]["before"] is None
     assert numbers["averaged_axes"]
-    assert arrays_of(run_dir)["features"].shape == (6, 32)
-    for name, content in kept.items():
-        (run_dir / name).write_bytes(content)
+    assert arrays_of(tmp_path / "axes")["features"].shape == (6, 32)
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
 
 
 def test_starting_features_are_those_of_the_network_before_training(run_dir: Path) -> None:
@@ -161,6 +178,18 @@ def test_warnings_name_leakage_missing_classes_and_changes(run_dir: Path) -> Non
     ]
 
 
+def test_an_unfinished_training_and_a_changed_bundle_are_named(run_dir: Path) -> None:
+    file = run_dir / "configuration.json"
+    kept = file.read_text()
+    file.write_text(json.dumps({**json.loads(kept), "max_epochs": 30}))
+    lines = run_warnings(run_dir)
+    file.write_text(kept)
+    assert lines == [
+        "training stopped after epoch 2 of 30",
+        "the bundle or its overlays have changed since training: max_epochs 30 -> 2",
+    ]
+
+
 def test_resuming_notes_what_was_changed(dataset_dir: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "tiny.json"
     overlay.write_text(json.dumps({**TINY, "max_epochs": 1}))
@@ -171,9 +200,21 @@ def test_resuming_notes_what_was_changed(dataset_dir: Path, tmp_path: Path) -> N
     train_bundle(SUBTOMOGRAMS, tmp_path / "run", resume=True)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     changed = {"max_epochs": [1, 2], "train#random_clips#crop_prob": [0.5, 0]}
-    assert record["resumed"] == [{"after_epoch": 1, "changed": changed}, {"after_epoch": 2, "changed": {}}]
+    kept = [{key: value for key, value in entry.items() if key != "command"} for entry in record["resumed"]]
+    assert kept == [{"after_epoch": 1, "changed": changed}, {"after_epoch": 2, "changed": {}}]
     configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
     assert configuration["max_epochs"] == 2
+
+
+def test_data_that_were_moved_are_found_again(run_dir: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    kept = (run_dir / "run.json").read_text()
+    moved = shutil.copytree(dataset_dir, tmp_path / "moved")
+    find_data_again(run_dir, moved)
+    items, _ = open_split(run_dir)
+    (run_dir / "run.json").write_text(kept)
+    assert Path(items[0]["path"]).is_relative_to(moved)
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        find_data_again(run_dir, "nowhere")
 
 
 def test_data_that_are_gone_are_named(run_dir: Path, dataset_dir: Path) -> None:

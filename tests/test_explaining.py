@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai.errors import InputError
-from cryo_monai.explanations import volume_explanations
-from cryo_monai.explanations.explained_runs import choose_volumes, network_of, starting_network
+from cryo_monai.explanations import explaining, volume_explanations
+from cryo_monai.explanations.explained_runs import choose_volumes, network_of, starting_network, volumes_of
 from cryo_monai.explanations.explaining import explain_run
+from cryo_monai.explanations.faithfulness import hiding_curves, random_map
 from cryo_monai.explanations.maps import explain_volumes
 from cryo_monai.explanations.overlays import overlay_suffix, write_overlay
 from cryo_monai.explanations.pictures import explanation_panel
@@ -97,15 +99,21 @@ def test_written_maps_are_those_of_the_trained_network_and_of_the_one_before_tra
 def test_faithfulness_numbers_are_the_means_of_the_table(explained: Path) -> None:
     numbers = json.loads((explained / "faithfulness.json").read_text())
     rows = rows_of(explained)
-    assert set(numbers["groups"]) == {"run", "compared", "random_order", "centred_ball"}
-    for group, prefix in (("run", ""), ("compared", "compared_")):
-        for key in ("deletion", "insertion", "mass_inside"):
+    assert list(numbers["networks"]) == ["run", "compared"]
+    for network, prefix in (("run", ""), ("compared", "compared_")):
+        orders = numbers["networks"][network]["orders"]
+        assert list(orders) == ["map", "random_order", "centred_ball"]
+        for key in ("advantage", "deletion", "insertion", "mass_inside"):
             values = [float(row[prefix + key]) for row in rows if row[prefix + key]]
-            found = numbers["groups"][group][key]
-            if values:
-                assert found["mean"] == pytest.approx(np.mean(values), rel=1e-4)
-                assert found["count"] == len(values)
-        curve = numbers["groups"][group]["curves"]["deletion"]
+            if not values:  # maps that are zero everywhere have no mass
+                assert key == "mass_inside"
+                assert orders["map"][key] is None
+                continue
+            assert orders["map"][key]["mean"] == pytest.approx(np.mean(values), rel=1e-4, abs=1e-6)
+            assert orders["map"][key]["count"] == len(values)
+        ball = np.mean([float(row[prefix + "ball_advantage"]) for row in rows])
+        assert orders["centred_ball"]["advantage"]["mean"] == pytest.approx(ball, rel=1e-4, abs=1e-6)
+        curve = orders["map"]["curves"]["deletion"]
         assert len(curve["mean"]) == len(numbers["fractions"]) == 21
         assert all(
             low <= mean + 1e-6 <= high + 2e-6
@@ -115,6 +123,40 @@ def test_faithfulness_numbers_are_the_means_of_the_table(explained: Path) -> Non
     assert numbers["volumes_there_are"] == 6
     assert numbers["choice"] == "at random, evenly over classes"
     assert (explained / "faithfulness.svg").read_text().startswith("<svg")
+
+
+def test_the_advantage_of_a_volume_is_over_the_networks_own_random_blobs(explained: Path, run_dir: Path) -> None:
+    entries = [json.loads(line) for line in (explained / "progress" / "volumes.jsonl").read_text().splitlines()]
+    network = network_of(run_dir, ids=IDS)
+    networks = {"run": network, "compared": starting_network(run_dir, network)}
+    controls = []
+    for entry, row in zip(entries, rows_of(explained), strict=True):
+        data = read_mrc(entry["path"]).data
+        label = network.class_names.index(entry["explained_class"])
+        blobs = random_map(data.shape, seed=zlib.crc32(data.tobytes()))
+        controls.append(blobs)
+        for key, prefix in (("run", ""), ("compared", "compared_")):
+            orders = entry["networks"][key]["orders"]
+            gains = {o: found["insertion"] - found["deletion"] for o, found in orders.items()}
+            volume = torch.from_numpy(data)[None, None]
+            chance = hiding_curves(networks[key], volume, blobs[None], [label]).either_way()
+            assert orders["random_order"]["deletion_curve"] == pytest.approx(chance.deletion[0], abs=1e-6)
+            assert float(row[prefix + "advantage"]) == pytest.approx(gains["map"] - gains["random_order"], abs=1e-5)
+    assert not torch.equal(controls[0], controls[1])
+
+
+def test_test_is_the_test_split_also_where_a_folder_is_called_so(
+    run_dir: Path, volume_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test").mkdir()
+    shutil.copy(volume_file, tmp_path / "test" / "mine.mrc")
+    monkeypatch.chdir(tmp_path)
+    items, _ = volumes_of(run_dir, "test", ids=IDS)
+    assert len(items) == 6
+    assert not any("mine" in str(item["path"]) for item in items)
+    for place in ("./test", Path("test")):
+        (item,), _ = volumes_of(run_dir, place, ids=IDS)
+        assert str(item["path"]).endswith("mine.mrc")
 
 
 def test_what_is_there_is_not_computed_again_and_what_is_lost_is(
@@ -143,16 +185,16 @@ def test_an_interrupted_call_loses_one_volume_at_most(
 
     def interrupted(*arguments: object, **options: object) -> object:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(volume_explanations, "explain_volumes", interrupted)
-    options = {"limit": 4, "faithfulness": False, **OPTIONS}
+    options = {"limit": 2, "faithfulness": False, **OPTIONS}
     with pytest.raises(KeyboardInterrupt):
         explain_run(run_dir, "test", tmp_path / "a", **options)
     explain_run(run_dir, "test", tmp_path / "a", **options)
-    assert len(calls) == 3 + 2
+    assert len(calls) == 2 + 1
     explain_run(run_dir, "test", tmp_path / "b", **options)
     for file in (f for f in (tmp_path / "b").rglob("*") if f.is_file()):
         assert file.read_bytes() == (tmp_path / "a" / file.relative_to(tmp_path / "b")).read_bytes(), file
@@ -169,7 +211,6 @@ def test_another_request_is_refused_in_the_same_folder(explained: Path, run_dir:
         ({"method": "gradcam"}, "method: 'gradcam' is not one of"),
         ({"layer": "layer9"}, "'layer9' is no module of resnet18"),
         ({"class_name": "ribosome"}, "class_name: 'ribosome' is not one of c2_64kda"),
-        ({"limit": -1}, "limit: -1"),
         ({"compare": "nowhere"}, "nowhere: not a run folder"),
         ({"compare": "nowhere", "against_start": True}, "not both"),
         ({"data": "nowhere"}, "nowhere: no such file or folder"),
@@ -182,6 +223,12 @@ def test_mistakes_are_told_before_anything_is_made(
     with pytest.raises(InputError, match=message):
         explain_run(run_dir, given.pop("data", "test"), tmp_path / "out", **given)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_limit_is_told_before_a_network_is_loaded(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explaining, "network_of", lambda *arguments, **options: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=r"^limit: -3 must be 0 or more; 0 is for all volumes$"):
+        explain_run(run_dir, "test", limit=-3, **OPTIONS)
 
 
 def test_overlays_of_mrc_files_keep_cell_origin_and_start(run_dir: Path, volume_file: Path, tmp_path: Path) -> None:

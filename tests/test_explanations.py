@@ -30,16 +30,15 @@ def volumes(count: int = 2) -> Tensor:
 def test_a_batch_is_explained_as_its_volumes_are_one_by_one(method: str) -> None:
     network = small()
     wanted = [2, 0, 1]
-    maps, classes, probabilities = explain_volumes(network, volumes(3), method=method, layer="layer2", classes=wanted)
+    options = {"method": method, "layer": "layer2", "mask_size": 6}
+    maps, classes, probabilities = explain_volumes(network, volumes(3), classes=wanted, **options)
     assert maps.shape == (3, *SHAPE)
     assert maps.dtype == torch.float32
     assert maps.min() >= 0
     assert maps.flatten(1).amax(1).gt(0).any()
     assert classes.tolist() == wanted
     for row in range(3):
-        alone, _, _ = explain_volumes(
-            network, volumes(3)[row : row + 1], method=method, layer="layer2", classes=wanted[row : row + 1]
-        )
+        alone, _, _ = explain_volumes(network, volumes(3)[row : row + 1], classes=wanted[row : row + 1], **options)
         assert torch.equal(alone[0], maps[row])
     with torch.no_grad():
         network.precision = "float32"
@@ -55,8 +54,10 @@ def test_a_turned_volume_with_its_own_time_axis_has_the_turned_map(
     straight, other = small(), small(time_axis=axis)
     volume = volumes(1)
     turned = volume.permute(0, 1, *(2 + a for a in turn))
-    expected, _, _ = explain_volumes(straight, volume, method=method, layer="layer2", classes=[1])
-    found, _, _ = explain_volumes(other, turned, method=method, layer="layer2", classes=[1])
+    boxes = (5, 6, 7)
+    options = {"method": method, "layer": "layer2", "classes": [1]}
+    expected, _, _ = explain_volumes(straight, volume, mask_size=boxes, **options)
+    found, _, _ = explain_volumes(other, turned, mask_size=[boxes[a] for a in turn], **options)
     assert expected.any()
     assert torch.allclose(found, expected.permute(0, *(1 + a for a in turn)), atol=1e-6)
 
@@ -157,6 +158,36 @@ class tapped_map:
         return output
 
 
+class Stretching(nn.Module):
+    """Pools, stretches the map by what no window does, and convolves that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool3d(2)
+        self.stretch = nn.Upsample(scale_factor=3)
+        self.conv = nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.conv(self.stretch(self.pool(clips))).mean((2, 3, 4))
+
+
+def test_cells_of_maps_that_windows_do_not_lead_to_are_not_guessed() -> None:
+    network = small()
+    network.backbone, network.head = Stretching(), nn.Linear(2, 3)
+    assert layer_grid(network, "pool") == (8, 8, 8)
+    for asked in (layer_grid, lambda *a: explain_volumes(a[0], volumes(1), layer=a[1])):
+        with pytest.raises(InputError, match=r"layer conv: where the cells of its map \[24, 24, 24\] lie is not known"):
+            asked(network, "conv")
+
+
+def test_padding_to_fill_a_patch_moves_no_cell() -> None:
+    """Swin's patches are 2 x 4 x 4."""
+    network = small("swin3d_t", (7, 34, 38))
+    with torch.no_grad(), follow_cells(network.backbone, network.clip_size) as cells:
+        network.eval().extract_features(torch.zeros(1, 1, 7, 34, 38))
+    assert cells[4, 9, 10] == Cells((0.5, 1.5, 1.5), (2.0, 4.0, 4.0))
+
+
 def test_resampling_puts_the_value_of_a_cell_at_its_place_and_keeps_the_last_beyond() -> None:
     cells = Cells(first=(0.0, 0.5, 7.5), step=(4.0, 2.0, 16.0))
     maps = torch.rand(1, 3, 4, 2)
@@ -197,7 +228,7 @@ def test_the_network_is_left_as_it_was_frozen_parts_and_gradients_too(method: st
     network(volumes()).sum().backward()
     state = {key: value.clone() for key, value in network.state_dict().items()}
     facts = facts_of(network)
-    maps, _, _ = explain_volumes(network, volumes(3), method=method, classes=range(3))
+    maps, _, _ = explain_volumes(network, volumes(3), method=method, classes=range(3), mask_size=6)
     assert maps.any()
     assert facts_of(network) == facts
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from cryo_monai.errors import InputError
+from cryo_monai.explanations import volume_explanations
 from cryo_monai.explanations.faithfulness import blurred_clips, centred_ball, hiding_curves, mass_inside, random_map
+from cryo_monai.explanations.faithfulness_pictures import faithfulness_figure
 from cryo_monai.explanations.masks import THRESHOLD, ParticleMasks, posed
+from cryo_monai.explanations.records import faithfulness_numbers
+from cryo_monai.explanations.volume_explanations import VolumeExplainer
 from cryo_monai.mrc import read_mrc, write_mrc
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.reports.canvases import new_figure
 from cryo_monai.simulation import SimulationSettings, write_dataset
+
+of_monai = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # its OcclusionSensitivity
 
 SHAPE = (10, 12, 14)
 CORNER = (slice(1, 4), slice(2, 6), slice(8, 12))
@@ -70,19 +77,87 @@ def test_the_map_of_what_the_network_sees_is_better_than_its_opposite_and_than_c
 
 def test_curves_begin_and_end_at_the_volume_and_at_the_blurred_one() -> None:
     network = watching()
-    network.temperature = 2.0
     volume = bright_corner()
     curves = hiding_curves(network, volume, random_map(SHAPE)[None], [0], steps=4)
     with torch.no_grad():
         whole = float(network.eval()(volume).softmax(-1)[0, 0])
         clip = blurred_clips(network.make_clips(volume))
-        hidden = float((network.head(network.extract_features(clip)) / 2.0).softmax(-1)[0, 0])
+        hidden = float(network.head(network.extract_features(clip)).softmax(-1)[0, 0])
     assert curves.deletion[0, [0, -1]] == pytest.approx([whole, hidden], abs=1e-6)
     assert curves.insertion[0, [0, -1]] == pytest.approx([hidden, whole], abs=1e-6)
-    assert network.temperature == 2.0
     # Insertion of half of the voxels is deletion of the other half.
     opposite = hiding_curves(network, volume, -random_map(SHAPE)[None], [0], steps=4)
     assert opposite.insertion[0] == pytest.approx(curves.deletion[0, ::-1], abs=1e-6)
+    both = curves.either_way()
+    assert both.deletion == pytest.approx((curves.deletion + opposite.deletion) / 2, abs=1e-6)
+    assert both.insertion == pytest.approx((curves.insertion + opposite.insertion) / 2, abs=1e-6)
+    assert both.gains == pytest.approx(0, abs=1e-12)
+    assert curves.gains == pytest.approx(-opposite.gains, abs=1e-6)
+    assert abs(curves.gains[0]) > 0.01
+
+
+def test_calibration_changes_no_curve() -> None:
+    network = watching()
+    volume, found = bright_corner(), random_map(SHAPE)[None]
+    expected = hiding_curves(network, volume, found, [0], steps=4)
+    network.temperature = 5.0
+    curves = hiding_curves(network, volume, found, [0], steps=4)
+    assert network.temperature == 5.0
+    assert np.array_equal(curves.deletion, expected.deletion)
+    assert np.array_equal(curves.insertion, expected.insertion)
+
+
+def explained_by(networks: dict[str, VideoClassifier], folder: Path, count: int = 6) -> dict[str, object]:
+    """Occlusion maps of noisy volumes with the bright corner, judged."""
+    names = {key: key for key in networks}
+    explainer = VolumeExplainer(folder, networks, "occlusion", "", "class_0", True, None, names)
+    entries = []
+    for seed in range(count):
+        volume = torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.1 + corner_mask()
+        item = {"path": f"{seed}", "image": volume.numpy()}
+        entries.append(explainer.explain(item, volume[None], f"{seed}"))
+    return faithfulness_numbers(entries, heading="occlusion", names=names)
+
+
+@of_monai
+def test_neither_confidence_nor_calibration_nor_an_untrained_network_makes_an_advantage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = new_figure(1, width=1, label="blank")
+    monkeypatch.setattr(volume_explanations, "explanation_panel", lambda *arguments, **options: blank)
+    torch.manual_seed(0)
+    untrained = VideoClassifier(2, backbone="resnet18", clip_size=SHAPE, backbone_options={"widths": [4, 8, 16, 32]})
+    dull, sure = watching(), watching()
+    dull.temperature = 9.0
+    # An untrained network that is sure of itself, whatever it sees, has the largest insertion area of all.
+    untrained.head[1].bias.data = torch.tensor([4.0, 0.0])
+    networks = {"run": sure, "compared": dull}
+    orders = {key: network["orders"] for key, network in explained_by(networks, tmp_path / "a")["networks"].items()}
+    assert orders["run"] == orders["compared"]
+    low, high = orders["run"]["map"]["advantage"]["interval"]
+    assert 0.05 < low < high
+    blind = explained_by({"run": untrained}, tmp_path / "b")["networks"]["run"]["orders"]["map"]
+    assert blind["insertion"]["mean"] > orders["run"]["map"]["insertion"]["mean"]
+    low, high = blind["advantage"]["interval"]
+    assert low < 0 < high
+    assert high < 0.02
+
+
+@of_monai
+def test_the_figure_never_draws_two_networks_on_one_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = new_figure(1, width=1, label="blank")
+    monkeypatch.setattr(volume_explanations, "explanation_panel", lambda *arguments, **options: blank)
+    numbers = explained_by({"run": watching(), "compared": watching()}, tmp_path, 3)
+    for number, network in enumerate(numbers["networks"].values()):
+        for order in network["orders"].values():
+            order["curves"]["deletion"]["mean"] = [number] * 21  # to tell them apart
+    figure = faithfulness_figure(json.loads(json.dumps(numbers)))
+    summary, *curves = figure.axes
+    assert [label.get_text() for label in summary.get_yticklabels()] == ["run", "ball", "compared", "ball"]
+    assert [axis.get_title() for axis in curves] == ["run", "compared", "", ""]
+    for number, axis in enumerate(curves[:2]):
+        drawn = [line.get_ydata()[0] for line in axis.get_lines()]
+        assert drawn == [number] * 3  # the map, and this network's own two controls
 
 
 def test_a_batch_has_the_curves_of_its_volumes() -> None:

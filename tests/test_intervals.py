@@ -44,7 +44,7 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
         return tuple(found.confidence_interval)
 
     ours = metric_intervals(probabilities, labels, resamples=4000)
-    for name in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
+    for name in ("auc", "balanced_accuracy", "macro_f1"):
         theirs = metric(name)
         # Percentiles of 100 draws scatter by a tenth of the interval.
         assert ours[name] == pytest.approx(theirs, abs=0.3 * (theirs[1] - theirs[0])), name
@@ -71,6 +71,14 @@ def test_four_times_the_volumes_halve_the_interval() -> None:
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.25)
 
 
+def test_a_mistake_lowers_the_interval_of_a_proportion() -> None:
+    probabilities = np.eye(2)[np.zeros(20, dtype=int)] * 0.8 + 0.1
+    found = [metric_intervals(probabilities, (np.arange(20) < wrong).astype(int))["accuracy"] for wrong in (0, 1)]
+    # Clopper and Pearson's table for 20 and 19 of 20.
+    assert found[0] == pytest.approx([0.8316, 1.0], abs=1e-4)
+    assert found[1] == pytest.approx([0.7513, 0.9987], abs=1e-4)
+
+
 def test_all_right_does_not_mean_certain() -> None:
     labels = np.arange(20) % 2
     found = metric_intervals(np.eye(2)[labels] * 0.8 + 0.1, labels)
@@ -94,5 +102,12 @@ def test_interval_of_a_mean() -> None:
     low, high = interval_of_mean(values.tolist())
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
-    assert interval_of_mean([1.0]) is None
-    assert interval_of_mean([2.0, 2.0]) is None
+    assert interval_of_mean([1.0, 2.0]) is None
+
+
+def test_the_interval_of_a_mean_covers_it_also_for_few_volumes() -> None:
+    rng = np.random.default_rng(0)
+    for number in (4, 16):
+        intervals = [interval_of_mean(rng.normal(0, 1, number).tolist()) for _ in range(1000)]
+        covered = np.mean([low < 0 < high for low, high in intervals])
+        assert covered == pytest.approx(0.95, abs=0.025)

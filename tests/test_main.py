@@ -156,3 +156,15 @@ def test_a_verb_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]
     assert main(["weights", "lst"]) == 2
     assert capsys.readouterr().err == "error: weights lst: no such verb; did you mean list?\n"
     assert main(["trian", "--help"]) == 2
+
+
+def test_short_flags_are_what_help_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", "nowhere", "-o", "out", "-m=occlusion"]) == 1
+    assert "nowhere: not a run folder" in capsys.readouterr().err
+    assert main(["explain", "nowhere", "-l", "layer1"]) == 2
+    assert "-l: could be layer, limit" in capsys.readouterr().err
+    assert main(["report", "nowhere", "-z", "1"]) == 2
+    assert "-z: no such option" in capsys.readouterr().err

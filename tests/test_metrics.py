@@ -48,7 +48,7 @@ def test_an_absent_class_keeps_its_row_and_undefined_numbers_are_none() -> None:
     probabilities = np.eye(3)[[0, 0, 1]]
     ours = classification_metrics(probabilities, np.array([0, 0, 1]), ["a", "b", "c"])
     assert ours["auc"] == 1
-    assert ours["per_class"]["c"] == {"precision": 0, "recall": 0, "f1": 0, "auc": None, "support": 0}
+    assert ours["per_class"]["c"] == {"precision": None, "recall": None, "f1": None, "auc": None, "support": 0}
     assert np.shape(ours["confusion_matrix"]) == (3, 3)
     alone = classification_metrics(probabilities[:2], np.array([0, 0]), ["a", "b", "c"])
     assert alone["auc"] is None
@@ -64,6 +64,21 @@ def test_medmnist_numbers_are_those_of_its_own_evaluator(tmp_path: Path, flag: s
     official = Evaluator(flag, "test", root=str(tmp_path)).evaluate(probabilities)
     ours = MedMNISTEvaluator(flag)(probabilities, labels)
     assert ours == {"medmnist_auc": official.AUC, "medmnist_acc": official.ACC}
+
+
+def test_what_is_undefined_is_none() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
+    found = classification_metrics(probabilities, np.array([0, 0, 1]), ["a", "never named", "absent"])
+    assert found["per_class"]["never named"] | {"auc": None} == {
+        "precision": None,
+        "recall": 0.0,
+        "f1": 0.0,
+        "auc": None,
+        "support": 1,
+    }
+    absent = found["per_class"]["absent"]
+    assert [absent[name] for name in ("precision", "recall", "f1", "auc")] == [None] * 4
+    assert found["macro_f1"] == pytest.approx((0.8 + 0) / 2)
 
 
 def test_the_report_writes_what_it_collected(tmp_path: Path) -> None:

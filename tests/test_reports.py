@@ -6,6 +6,8 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from cryo_monai.reports import feature_maps, figures, page_figures
 from cryo_monai.reports.contents import read_contents
 from cryo_monai.reports.pages import data_uri, decimals, render, script_json
 from cryo_monai.reports.run_reports import CONTENTS, write_report
-from cryo_monai.reports.texts import configuration_text, range_text, verdict_of
+from cryo_monai.reports.texts import command_of, configuration_text, range_text, verdict_of
 
 NASTY = "</script><b>\"x\" & 'y' {{ 7 * 7 }} <!--"
 
@@ -193,9 +195,9 @@ def test_warnings_stand_above_everything_and_keys_are_told_by_fate(tmp_path: Pat
     changed = [{"after_epoch": 3, "changed": {"lr": [0.001, 0.01]}}]
     keys = {"loaded": 98, "resized": [], "missing": [f"layer4.{n}" for n in range(6)], "head": ["fc.weight"]}
     weights = {"weights": "/w/r3d.pt", "sha256": "ab", "record": None, "keys": keys}
-    run = fabricate_run(tmp_path / "run", data, skill=0.0, resumed=changed, initialisation=weights)
     # The same voxels to train and to test on.
     shutil.copy(data / "volumes" / "training_0_0000.mrc", data / "volumes" / "test_0_0000.mrc")
+    run = fabricate_run(tmp_path / "run", data, skill=0.0, resumed=changed, initialisation=weights)
     text = write_report(run).read_text()
     assert text.index('class="banner"') < text.index('id="summary"')
     page = Page(text)
@@ -296,6 +298,23 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_any_work(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds something else"):
+        write_report(run_dir, tmp_path)
+    with pytest.raises(InputError, match="holds something else"):
+        write_report(run_dir, run_dir)
+    with pytest.raises(InputError, match="is a file"):
+        write_report(run_dir, tmp_path / "notes.txt")
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_all_commands_of_a_resumed_run_are_shown(tmp_path: Path) -> None:
+    record = {"command": ["cryo-monai", "train", "a b"], "resumed": [{"command": ["cryo-monai", "train", "--resume"]}]}
+    run: Any = SimpleNamespace(record=record)
+    assert command_of(run) == "cryo-monai train 'a b'\ncryo-monai train --resume"
 
 
 def test_a_drawing_of_many_points_goes_into_the_page_as_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,11 +34,12 @@ def test_shuffled_labels_give_chance() -> None:
 
 
 def test_the_silhouette_is_that_of_its_definition() -> None:
-    # (b - a) / max(a, b) by hand, of standardised values -1, -1, 1, 1 shifted by nothing: a = 0, b = 2.
-    assert measure_separability(np.array([[0.0], [0.0], [4.0], [4.0]]), np.array([0, 0, 1, 1])).silhouette == 1
-    # Standardised: -3, -1, 1, 3 (times 1/sqrt 5); outer: a = 2, b = 5; inner: a = 2, b = 3.
-    found = measure_separability(np.array([[-3.0], [-1.0], [1.0], [3.0]]), np.array([0, 0, 1, 1]))
-    assert found.silhouette == pytest.approx((3 / 5 + 1 / 3) / 2)
+    # (b - a) / max(a, b) by hand, of standardised values -1 and 1: a = 0, b = 2.
+    labels = np.repeat([0, 1], 6)
+    assert measure_separability(np.repeat([[0.0], [4.0]], 6, axis=0), labels).silhouette == 1
+    # Thrice -3 and -1 against thrice 1 and 3 (times 1/sqrt 5): a = 3 x 2 / 5 to the own class; outer b = 5, inner 3.
+    found = measure_separability(np.repeat([[-3.0], [-1.0], [1.0], [3.0]], 3, axis=0), labels)
+    assert found.silhouette == pytest.approx((1 - 6 / 5 / 5 + 1 - 6 / 5 / 3) / 2)
 
 
 @settings(max_examples=8, deadline=None)
@@ -60,34 +63,47 @@ def test_a_seed_decides_everything_and_constant_features_do_no_harm() -> None:
     assert measure_separability(np.zeros((20, 3)), labels[:20]).silhouette == 0
 
 
-def test_unknown_labels_and_classes_of_one_are_left_out() -> None:
-    features, labels = blobs(42, 5)
+def test_unknown_labels_and_small_classes_are_left_out_and_counted() -> None:
+    features, labels = blobs(46, 5)
     mixed = labels.copy()
-    mixed[0], mixed[1] = -1, 7
+    mixed[0], mixed[1], mixed[2:6] = -1, 7, 3
     found = measure_separability(features, mixed)
-    assert found.num_volumes == 40
-    assert found == measure_separability(features[2:], labels[2:])
+    assert (found.num_volumes, found.num_left_out, found.num_classes_left_out) == (40, 5, 2)
+    alone = measure_separability(features[6:], labels[6:])
+    assert (alone.num_left_out, alone.num_classes_left_out) == (0, 0)
+    assert found == replace(alone, num_left_out=5, num_classes_left_out=2)
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [-1, -1, -1], [0, 0, 1]])
-def test_without_two_classes_of_two_nothing_is_measured(labels: list[int]) -> None:
-    count = 2 if labels == [0, 0, 1] else {0: 3, 1: 0, -1: 0}[labels[1]]
-    nothing = Separability(None, None, None, None, None, None, None, count, 0)
-    assert measure_separability(np.arange(6.0).reshape(3, 2), np.array(labels)) == nothing
+def test_a_small_class_does_not_take_folds_from_the_others() -> None:
+    features, labels = blobs(42, 5)
+    labels[:2] = 2
+    assert measure_separability(features, labels).num_folds == 15
 
 
-def test_two_volumes_of_each_class_are_enough() -> None:
-    found = measure_separability(np.array([[0.0], [0.1], [9.0], [9.1]]), np.array([0, 0, 1, 1]))
-    assert found.num_folds == 6
+@pytest.mark.parametrize(
+    ("counts", "measured", "left_out", "classes"),
+    [([3], 0, 3, 1), ([5], 5, 0, 0), ([4, 4], 0, 8, 2), ([9, 4], 9, 4, 1), ([0, 0, 5, 1], 5, 1, 1), ([], 0, 0, 0)],
+)
+def test_without_two_classes_of_five_nothing_is_measured(
+    counts: list[int], measured: int, left_out: int, classes: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts) + 1) - 1, [2, *counts])
+    nothing = Separability(None, None, None, None, None, None, None, measured, 0, left_out, classes)
+    assert measure_separability(np.random.default_rng(0).normal(size=(len(labels), 2)), labels) == nothing
+
+
+def test_five_volumes_of_each_class_are_enough() -> None:
+    found = measure_separability(np.array([[0.1], [9.0]] * 5) + np.arange(10)[:, None] / 100, np.array([0, 1] * 5))
+    assert found.num_folds == 15
     assert found.probe_accuracy == 1
 
 
 def test_of_many_volumes_a_stratified_part_is_measured() -> None:
     features, labels = blobs(3400, 1000)
-    labels = np.where(np.arange(3400) < 4, 2, labels)
+    labels = np.where(np.arange(3400) < 5, 2, labels)
     found = measure_separability(features[:, :2], labels)
     assert abs(found.num_volumes - 3000) <= 2
-    assert found.num_folds == 4
+    assert (found.num_folds, found.num_left_out) == (5, 0)
     assert found.probe_accuracy is not None
     assert found.probe_accuracy > 0.99
 

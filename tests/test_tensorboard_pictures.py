@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from cryo_monai import tensorboard_pictures
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.reports.canvases import new_figure
 from cryo_monai.tensorboard_pictures import TensorBoardPictures
 
 NAMES = ["ring", "rod", "shell"]
@@ -60,14 +61,14 @@ def test_matrix_slices_and_maps_are_written_and_the_network_goes_on(
     )
     model = network().eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    handler = TensorBoardPictures(tmp_path, model, NAMES, num_volumes=4)
+    handler = TensorBoardPictures(tmp_path, model, NAMES, num_volumes=2)
     engine = evaluator(handler, model)
     engine.run(1)
     engine.run(2)
     assert images(tmp_path) == {
         "confusion_matrix": [1, 2],
         "samples": [1, 2],
-        **{f"cam/{number}": [1, 2] for number in range(4)},
+        **{f"cam/{number}": [1, 2] for number in range(2)},
     }
     matrix, names = drawn[0]
     assert names == NAMES
@@ -84,6 +85,8 @@ def test_each_class_is_shown_before_any_is_shown_twice(tmp_path: Path, monkeypat
         "sample_slices",
         lambda volumes, names: (shown.append(list(names)), real(volumes, names))[1],
     )
+    blank = new_figure(1, width=1, label="blank")
+    monkeypatch.setattr(tensorboard_pictures, "explanation_panel", lambda *arguments, **options: blank)
     model = network()
     for count in (3, 5):
         evaluator(TensorBoardPictures(tmp_path, model, NAMES, num_volumes=count), model).run()

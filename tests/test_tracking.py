@@ -11,7 +11,7 @@ from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai import tracking
 from cryo_monai.errors import InputError
-from cryo_monai.runs import train_bundle
+from cryo_monai.runs import evaluate_run, train_bundle
 from cryo_monai.tracking import plain_values
 
 # The library's own deprecations are none of ours.
@@ -44,6 +44,10 @@ def test_a_run_is_tracked_and_continued_as_one(dataset_dir: Path, tmp_path: Path
     values = [metric.value for metric in client.get_metric_history(run.info.run_id, "val_accuracy")]
     assert values == pytest.approx([row["val_accuracy"] for row in history], abs=1e-6)
     assert len(client.get_metric_history(run.info.run_id, "train_loss")) >= len(history)
+    assert run.data.params["optimizer"] == "sgd"
+    numbers = evaluate_run(tmp_path / "run")
+    _, _, run = tracked(tmp_path / "run" / "mlruns.db")
+    assert run.data.metrics["test_accuracy"] == numbers["accuracy"]
     artifacts = list((tmp_path / "run" / "mlruns").rglob("*.json"))
     assert [file.name for file in artifacts] == [tracking.TRACKED]
 

@@ -1,7 +1,7 @@
 """Where the cells of a feature map lie in the clip, and the map on another grid.
 
 The usual upsampling of class activation maps takes cells to tile the clip. Those of patch transformers do. But a
-The usual upsampling of class activation maps takes cells to tile the clip; those of patch transformers do. But a
+convolution of stride s that keeps its borders by padding puts cell i at voxel s * i, and each further one goes on from
 that: in ``layer3`` of 3D-ResNet-34, stride 16 in the plane, tiling would shift a map by 7.5 of 128 pixels. Here places
 are followed from layer to layer.
 """
@@ -59,7 +59,8 @@ def follow_cells(backbone: nn.Module, clip_size: Sequence[int]) -> Iterator[dict
     Yields
     ------
     dict
-        From ``(t, h, w)`` of a map to its `Cells`, in the order in which they came up; filled by forward passes.
+        From ``(t, h, w)`` of a map to its `Cells`, in the order in which they came up; filled by forward passes. A
+        size that no followed layer led to is not in it.
     """
     known: dict[Shape, Cells] = {(clip_size[0], clip_size[1], clip_size[2]): Cells()}
 
@@ -68,7 +69,10 @@ def follow_cells(backbone: nn.Module, clip_size: Sequence[int]) -> Iterator[dict
         before, after = _spatial(inputs[0], channels_last), _spatial(output, channels_last)
         if before is None or after is None or after in known:
             return
-        known[after] = _cells_of(before, known).after(*_window(module, before, after))
+        window = _window(module, before, after)
+        cells = _cells_of(before, window[0], known)
+        if cells is not None:
+            known[after] = cells.after(*window)
 
     handles = [m.register_forward_hook(note) for m in backbone.modules() if _is_windowed(m)]
     try:
@@ -123,12 +127,12 @@ def _spatial(tensor: Any, channels_last: bool) -> Shape | None:
     return depth, height, width
 
 
-def _cells_of(shape: Shape, known: dict[Shape, Cells]) -> Cells:
-    """Look up a map that may have been padded at its far ends, which moves no cell."""
+def _cells_of(shape: Shape, kernel: Place, known: dict[Shape, Cells]) -> Cells | None:
+    """Look up a map that may have been padded at its far ends to fill a window, which moves no cell."""
     if shape in known:
         return known[shape]
-    smaller = [other for other in known if all(o <= s for o, s in zip(other, shape, strict=True))]
-    return known[max(smaller, key=sum)] if smaller else Cells()
+    padded = [o for o in known if all(0 <= s - n < k for s, n, k in zip(shape, o, kernel, strict=True))]
+    return known[max(padded, key=sum)] if padded else None
 
 
 def _window(module: Any, before: Shape, after: Shape) -> tuple[Place, Place, Place, Place]:

@@ -70,7 +70,8 @@ def volumes_of(
     run_dir : path
         A run folder.
     data : path
-        ``"test"`` for the run's test split, unless there is a file or folder of that name; else see `list_volumes`.
+        The word ``"test"`` is the run's test split; anything else is a place, see `list_volumes`. A folder of that name
+        is ``"./test"``, or a `Path`.
     ids : mapping, optional
         Ids of the bundle's inference.json.
 
@@ -85,7 +86,7 @@ def volumes_of(
     CryoMonaiError
         When there are none, or naming every one that cannot be read.
     """
-    if str(data) == TEST and not Path(data).exists():
+    if data == TEST:
         return open_split(run_dir)
     workflow = inference_of(run_dir, {**(ids or {}), "dataset_dir": str(data)})
     with unwrapped_errors():

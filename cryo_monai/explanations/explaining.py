@@ -20,8 +20,8 @@ from cryo_monai.explanations.explained_runs import (
     volumes_fingerprint,
     volumes_of,
 )
+from cryo_monai.explanations.faithfulness_pictures import faithfulness_figure
 from cryo_monai.explanations.maps import check_request, layer_grid
-from cryo_monai.explanations.pictures import faithfulness_figure
 from cryo_monai.explanations.records import explanations_table, faithfulness_numbers, file_names
 from cryo_monai.explanations.volume_explanations import VolumeExplainer
 from cryo_monai.files import atomic_write_bytes, atomic_write_text
@@ -64,7 +64,7 @@ def explain_run(
     run_dir : path
         A run folder; its best weights are explained.
     data : path
-        A volume, a folder or a datalist; ``"test"`` for the run's test split.
+        A volume, a folder or a datalist; ``"test"`` for the run's test split, ``"./test"`` for a folder of that name.
     output_dir : path, optional
         Created when missing; ``explanations`` in the run folder by default. A folder that holds something else, or
         another explanation, is refused.
@@ -80,7 +80,7 @@ def explain_run(
         Compare with the run's own network before training (Adebayo et al. 2018, arXiv 1810.03292: a map that does not
         change when weights are random explains no weights).
     faithfulness : bool
-        Compute deletion and insertion curves, for which the network runs some 150 times per volume.
+        Compute deletion and insertion curves, for which each network runs some 120 times per volume.
     voxel_size : float, optional
         Å of the overlays, where files do not say.
     progress : callable, optional
@@ -100,52 +100,32 @@ def explain_run(
     """
     if compare is not None and against_start:
         raise InputError("compare: give another run, or against_start for the same run before training, not both")
-    network = network_of(run_dir, ids=ids)
-    cells = _checked_cells(network, method, layer)
-    label = None if class_name is None else _label_of(class_name, network)
+    if limit is not None and limit < 0:
+        raise InputError(f"limit: {limit} must be 0 or more; 0 is for all volumes")
+    networks = {"run": network_of(run_dir, ids=ids)}
+    cells = _checked_cells(networks["run"], method, layer)
+    _check_class(class_name, networks["run"])
     items, dataset = volumes_of(run_dir, data, ids=ids)
     rows = choose_volumes([str(item.get("class_name", "")) for item in items], limit or None)
-    other = None
-    if against_start:
-        other = starting_network(run_dir, network)
-    elif compare is not None:
-        other = _comparable(compare, network, ids)
-    if other is not None:
-        _checked_cells(other, method, layer)
-    chosen = [items[row] for row in rows]
-    names = file_names([str(item["path"]) for item in chosen])
-    recipe = {
-        "made_by": f"cryo-monai {cryo_monai.__version__}",
-        "run": str(Path(run_dir).resolve()),
-        "data": str(data),
-        "settings": {
-            "method": method,
-            "layer": layer,
-            "class_name": class_name,
-            "limit": limit or None,
-            "compare": None if compare is None else str(Path(compare).resolve()),
-            "against_start": against_start,
-            "faithfulness": faithfulness,
-            "voxel_size": voxel_size,
-        },
-        "network": network_fingerprint(network),
-        "compared_network": None if other is None else network_fingerprint(other),
-        "volumes": volumes_fingerprint(chosen),
+    if against_start or compare is not None:
+        networks["compared"] = _compared_network(run_dir, compare, networks["run"], ids)
+        _checked_cells(networks["compared"], method, layer)
+    settings = {
+        "method": method,
+        "layer": layer,
+        "class_name": class_name,
+        "limit": limit or None,
+        "compare": None if compare is None else str(Path(compare).resolve()),
+        "against_start": against_start,
+        "faithfulness": faithfulness,
+        "voxel_size": voxel_size,
     }
     folder = Path(run_dir) / "explanations" if output_dir is None else Path(output_dir)
+    called = _names_of(run_dir, compare)
     with claimed(folder, KIND):
-        note_recipe(folder, recipe, KIND)
-        called = _names_of(run_dir, compare)
-        work = VolumeExplainer(folder, network, other, method, layer, label, faithfulness, voxel_size, called)
-        journal = Journal(folder / "progress" / "volumes.jsonl")
-        for number, (row, item, name) in enumerate(zip(rows, chosen, names, strict=True)):
-            known = journal.entries[number] if number < len(journal.entries) else None
-            if known is None or not all((folder / file).is_file() for file in known["files"]):
-                entry = work.explain(item, as_plain_tensor(dataset[row]["image"]), name)
-                if known is None:
-                    journal.append([entry])
-            if progress:
-                progress(number + 1, len(rows))
+        note_recipe(folder, _recipe(run_dir, data, settings, networks, [items[row] for row in rows]), KIND)
+        explainer = VolumeExplainer(folder, networks, method, layer, class_name, faithfulness, voxel_size, called)
+        entries = _explain_each(explainer, items, dataset, rows, progress)
         facts = {
             "method": method,
             "layer": None if cells is None else layer,
@@ -154,8 +134,48 @@ def explain_run(
             "volumes_there_are": len(items),
             "choice": "all" if len(rows) == len(items) else "at random, evenly over classes",
         }
-        _write_summary(folder, journal.entries, facts, called)
+        _write_summary(folder, entries, facts, called)
     return folder / "explanations.csv"
+
+
+def _recipe(
+    run_dir: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    networks: Mapping[str, VideoClassifier],
+    chosen: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Everything that the files hang on; another recipe is another explanation."""
+    return {
+        "made_by": f"cryo-monai {cryo_monai.__version__}",
+        "run": str(Path(run_dir).resolve()),
+        "data": str(data),
+        "settings": settings,
+        "network": network_fingerprint(networks["run"]),
+        "compared_network": network_fingerprint(networks["compared"]) if "compared" in networks else None,
+        "volumes": volumes_fingerprint(chosen),
+    }
+
+
+def _explain_each(
+    explainer: VolumeExplainer,
+    items: Sequence[Mapping[str, Any]],
+    dataset: Any,
+    rows: Sequence[int],
+    progress: Callable[[int, int], object] | None,
+) -> Sequence[Mapping[str, Any]]:
+    """Explain the volumes whose files are not there yet, and return what is noted of all."""
+    journal = Journal(explainer.folder / "progress" / "volumes.jsonl")
+    names = file_names([str(items[row]["path"]) for row in rows])
+    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+        known = journal.entries[number] if number < len(journal.entries) else None
+        if known is None or not all((explainer.folder / file).is_file() for file in known["files"]):
+            entry = explainer.explain(items[row], as_plain_tensor(dataset[row]["image"]), name)
+            if known is None:
+                journal.append([entry])
+        if progress:
+            progress(number + 1, len(rows))
+    return journal.entries
 
 
 def _write_summary(
@@ -164,7 +184,8 @@ def _write_summary(
     heading = str(facts["method"]).replace("_", "-") + (f", {facts['layer']}" if facts["layer"] else "")
     numbers = faithfulness_numbers(entries, heading=heading, names=names, **facts)
     atomic_write_text(folder / "faithfulness.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-    if any(group.get("curves") or group.get("mass_inside") for group in numbers["groups"].values()):
+    maps = [network["orders"]["map"] for network in numbers["networks"].values()]
+    if any(found["curves"] or found["mass_inside"] for found in maps):
         figure = faithfulness_figure(numbers)
         atomic_write_text(folder / "faithfulness.svg", svg_of(figure))
         atomic_write_bytes(folder / "faithfulness.png", png_of(figure))
@@ -189,22 +210,27 @@ def _names_of(run_dir: str | os.PathLike[str], compare: str | os.PathLike[str] |
     run, other = Path(run_dir).resolve().name, "before training" if compare is None else Path(compare).resolve().name
     if other == run:
         run, other = "this run", "compared run"
-    run, other = short_names([run, other], 16)
-    return {"run": run, "compared": other, "random_order": "random blobs", "centred_ball": "ball in the middle"}
+    run, other = short_names([run, other], 18)
+    return {"run": run, "compared": other}
 
 
-def _label_of(class_name: str, network: VideoClassifier) -> int:
-    if class_name not in network.class_names:
+def _check_class(class_name: str | None, network: VideoClassifier) -> None:
+    if class_name is not None and class_name not in network.class_names:
         raise InputError(f"class_name: {class_name!r} is not one of {', '.join(network.class_names)}")
-    return network.class_names.index(class_name)
 
 
-def _comparable(
-    run_dir: str | os.PathLike[str], network: VideoClassifier, ids: Mapping[str, Any] | None
+def _compared_network(
+    run_dir: str | os.PathLike[str],
+    compare: str | os.PathLike[str] | None,
+    network: VideoClassifier,
+    ids: Mapping[str, Any] | None,
 ) -> VideoClassifier:
-    other = network_of(run_dir, ids=ids)
+    """Return the network of another run, or of this one as its training began."""
+    if compare is None:
+        return starting_network(run_dir, network)
+    other = network_of(compare, ids=ids)
     if set(other.class_names) != set(network.class_names):
         raise InputError(
-            f"{run_dir}: has other classes ({', '.join(other.class_names)}) than the run that it is compared with"
+            f"{compare}: has other classes ({', '.join(other.class_names)}) than the run that it is compared with"
         )
     return other

@@ -3,6 +3,10 @@
 Deletion and insertion curves (Petsiuk et al. 2018, RISE, arXiv 1806.07421): the probability of a class while voxels are
 hidden, highest of the map first, and while they are shown in the same order in a volume that is hidden else. A map that
 is true to the network gives a small area under the first and a large one under the second.
+
+Both areas rise with the network's confidence, whatever the map: they rank no networks. What is read is the advantage of
+a map over random blobs (`random_map`), taken either way, for the same network and volume: insertion less deletion, less
+the same of these.
 """
 
 from __future__ import annotations
@@ -58,6 +62,20 @@ class HidingCurves:
         """Areas under the insertion curves, `(B,)`; larger is better."""
         return _areas(self.insertion, self.fractions)
 
+    @property
+    def gains(self) -> Floats:
+        """Insertion areas less deletion areas, `(B,)`."""
+        return self.insertion_areas - self.deletion_areas
+
+    def either_way(self) -> HidingCurves:
+        """Mean of these curves and those of the reversed order, in which deletion is this insertion backwards.
+
+        Random orders are as likely as their reverse. Together they are a control without the luck of the draw: gains
+        are 0 for whatever network.
+        """
+        deletion = (self.deletion + self.insertion[:, ::-1]) / 2
+        return HidingCurves(self.fractions, deletion, deletion[:, ::-1])
+
 
 def hiding_curves(
     network: VideoClassifier, volumes: Tensor, maps: Tensor, classes: Tensor | Sequence[int], *, steps: int = STEPS
@@ -66,7 +84,8 @@ def hiding_curves(
 
     What hides is the clip itself, blurred until nothing of a particle is left (`BLUR`). Clips are changed, not volumes,
     so that intensities stay scaled by the whole volume: with half of it blurred, the contrast of the rest would rise.
-    Voxels of equal rank, as where a map is zero, come in one scattered order, the same for all volumes.
+    Voxels of equal rank, as where a map is zero, come in one scattered order, the same for all volumes. Probabilities
+    are those before temperature scaling, as maps are: calibration changes no curve.
 
     Parameters
     ----------
@@ -77,7 +96,7 @@ def hiding_curves(
     maps : Tensor
         `(B, z, y, x)`.
     classes : sequence of int
-        `(B,)`, whose probabilities (after temperature scaling) are followed.
+        `(B,)`, whose probabilities are followed.
     steps : int
         In which all voxels are hidden.
 
@@ -93,7 +112,6 @@ def hiding_curves(
     device = next(network.parameters()).device
     fractions = np.linspace(0, 1, steps + 1)
     deletion, insertion = [], []
-    temperature = network.temperature
     with undisturbed(network), full_precision(), torch.no_grad():
         for volume, found, label in zip(volumes, maps, classes, strict=True):
             clip = network.make_clips(volume[None].to(device))
@@ -106,7 +124,7 @@ def hiding_curves(
             mixes = torch.cat([on_clip, ~on_clip[1:-1]])
             probabilities = []
             for some in torch.split(mixes, BATCH):
-                scores = network.head(network.extract_features(torch.where(some, hidden, clip))) / temperature
+                scores = network.head(network.extract_features(torch.where(some, hidden, clip)))
                 probabilities.append(scores.softmax(-1)[:, int(label)].double().cpu())
             row = torch.cat(probabilities).numpy()
             deletion.append(row[: steps + 1])

@@ -51,7 +51,7 @@ def explain_volumes(
         over the boxes that cover a voxel.
     layer : str
         Of Grad-CAM; see `find_layer`. The paper's is ``layer3``. Cells of its map are centred where the layers before
-        put them, see `cell_grids`; the map is interpolated linearly between them.
+        put them, see `Cells`; the map is interpolated linearly between them.
     classes : sequence of int, optional
         `(B,)`, to explain; by default the class of the highest score.
     mask_size : int or sequence of int, optional
@@ -127,7 +127,9 @@ def _grid_of(maps: Tensor) -> Shape:
 
 def _checked_grid(shape: Shape, cells: Mapping[Shape, Cells], layer: str) -> Shape:
     if shape not in cells:
-        raise InputError(f"layer {layer}: where the cells of its map {list(shape)} lie is not known")
+        raise InputError(
+            f"layer {layer}: where the cells of its map {list(shape)} lie is not known; choose an earlier one"
+        )
     return shape
 
 

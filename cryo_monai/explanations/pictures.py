@@ -1,4 +1,4 @@
-"""Pictures of explanations: slices of volumes with maps on them, and the figure that says how far to trust maps."""
+"""Pictures of explanations: slices of volumes with maps on them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cryo_monai.colours import COLOURS
-from cryo_monai.reports.canvases import GREY, INK, LINE_STYLES, WIDTH, legend_below, legend_height, new_figure, styled
+from cryo_monai.reports.canvases import GREY, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,73 +97,6 @@ def sample_slices(volumes: Sequence[Volume], headings: Sequence[str]) -> Figure:
     for row, (cut, _, _) in enumerate(_PLANES):
         axes[row, 0].set_ylabel(f"middle {cut}", fontsize=8)
     return figure
-
-
-@styled()
-def faithfulness_figure(numbers: Mapping[str, Any]) -> Figure:
-    """Draw deletion and insertion curves and the mass of maps inside particles, with 95 % intervals.
-
-    Parameters
-    ----------
-    numbers : mapping
-        Of `faithfulness_numbers`: groups such as ``run`` and ``random_order``, in the order of the legend.
-    """
-    from matplotlib.lines import Line2D
-
-    groups = list(numbers["groups"].items())
-    curved = [(name, group) for name, group in groups if group.get("curves")]
-    inside = [(name, group) for name, group in groups if group.get("mass_inside")]
-    parts = [*(["deletion", "insertion"] if curved else []), *(["inside"] if inside else [])]
-    extra = legend_height(len(curved), columns=1) + 0.2
-    figure = new_figure(2.1 * max(1, len(parts)) + extra, width=WIDTH, label="faithfulness of explanations")
-    axes = figure.subplots(max(1, len(parts)), 1, squeeze=False)[:, 0]
-    look = {name: (COLOURS[(4, 5, 2, 6)[n % 4]], LINE_STYLES[n % 4]) for n, (name, _) in enumerate(groups)}
-    for axis, part in zip(axes, parts, strict=False):
-        if part == "inside":
-            _draw_inside(axis, inside, numbers.get("mask_fraction"), look)
-            continue
-        for name, group in curved:
-            curve, (colour, style) = group["curves"][part], look[name]
-            axis.fill_between(numbers["fractions"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-            axis.plot(numbers["fractions"], curve["mean"], color=colour, linestyle=style)
-        axis.set_ylim(0, 1.02)
-        axis.set_xlim(0, 1)
-        axis.set_ylabel("probability")
-        axis.grid(True)
-        better, done = ("lower", "hidden") if part == "deletion" else ("higher", "shown")
-        axis.set_title(f"{part}: {better} is better", loc="left")
-        axis.set_xlabel(f"fraction of voxels {done}, highest of the map first")
-    handles = [
-        Line2D([], [], color=look[name][0], linestyle=look[name][1], label=_entry(group)) for name, group in curved
-    ]
-    legend_below(figure, handles, columns=1)
-    figure.suptitle(f"{numbers['heading']}, {numbers['num_volumes']} volumes", fontsize=9)
-    return figure
-
-
-def _entry(group: Mapping[str, Any]) -> str:
-    areas = [group[part]["mean"] for part in ("deletion", "insertion")]
-    return f"{group['name']} (areas {areas[0]:.2f}, {areas[1]:.2f})"
-
-
-def _draw_inside(
-    axis: Any, groups: Sequence[tuple[str, Any]], chance: Mapping[str, Any] | None, look: Mapping[str, tuple[str, str]]
-) -> None:
-    for place, (name, group) in enumerate(groups):
-        mean, interval = group["mass_inside"]["mean"], group["mass_inside"]["interval"]
-        low, high = interval or (mean, mean)
-        axis.plot([low, high], [-place, -place], color=look[name][0], linewidth=2)
-        axis.plot([mean], [-place], color=look[name][0], marker="oD^s"[place % 4], markersize=6)
-        axis.annotate(f"{mean:.3f}", (high, -place), (6, 0), textcoords="offset points", va="center", fontsize=8)
-    if chance:
-        axis.axvline(chance["mean"], color=INK, linestyle=":", linewidth=1)
-        below = (chance["mean"], -len(groups) + 0.35)
-        axis.annotate(f"chance {chance['mean']:.3f}", below, (4, 0), textcoords="offset points", fontsize=8)
-    axis.set_yticks([-place for place in range(len(groups))], [group["name"] for _, group in groups])
-    axis.set_ylim(-len(groups) + 0.1, 0.6)
-    axis.set_xlim(0, None)
-    axis.margins(x=0.15)
-    axis.set_title("fraction of the map inside the particle", loc="left")
 
 
 def _middle(shape: Sequence[int], mask: Mask | None) -> tuple[int, int, int]:

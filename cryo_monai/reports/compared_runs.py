@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryo_monai.audits import Audit
 from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.reports.contents import RunContents, Scores, read_contents
+from cryo_monai.run_warnings import audit_key, audit_run
+from cryo_monai.runs import CIRCUMSTANCES
 from cryo_monai.significance import PairedComparison, Predictions, compare_all, correct_holm
 from cryo_monai.workflows import flattened
-
-# Ids that say where and how a run was made, not what it is.
-_CIRCUMSTANCES = ("_meta_", "bundle_root", "output_dir", "ckpt_dir", "resume", "progress", "run_name")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,13 @@ class Pair:
     """p values after Holm over all pairs: ``mcnemar`` and each metric."""
 
 
-def read_runs(run_dirs: Sequence[str | os.PathLike[str]], names: Sequence[str] = ()) -> list[ComparedRun]:
-    """Read the runs of a comparison.
+def read_runs(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    names: Sequence[str] = (),
+    *,
+    progress: Callable[[], object] | None = None,
+) -> list[ComparedRun]:
+    """Read the runs of a comparison; data that several share are audited once.
 
     Parameters
     ----------
@@ -64,6 +69,8 @@ def read_runs(run_dirs: Sequence[str | os.PathLike[str]], names: Sequence[str] =
         Two run folders or more.
     names : sequence of str
         What to call them; by default the names of their folders.
+    progress : callable, optional
+        Called when a run is read.
 
     Raises
     ------
@@ -80,8 +87,9 @@ def read_runs(run_dirs: Sequence[str | os.PathLike[str]], names: Sequence[str] =
             raise InputError(f"{folder}: given twice; each run is compared with the others")
     called = _check_names(names, places)
     runs: list[ComparedRun] = []
+    audit_of = _audit_once()
     for name, folder in zip(called, folders, strict=True):
-        contents = read_contents(folder)
+        contents = read_contents(folder, audit_of=audit_of)
         if contents.scores is None:
             raise CryoMonaiError(contents.missing["scores"])
         runs.append(ComparedRun(name, contents, contents.scores))
@@ -91,7 +99,22 @@ def read_runs(run_dirs: Sequence[str | os.PathLike[str]], names: Sequence[str] =
                 f"{folder}: its classes are {', '.join(ours)}; those of {folders[0]} are {', '.join(theirs)}. "
                 "Only runs with the same classes in the same order can be compared"
             )
+        if progress is not None:
+            progress()
     return runs
+
+
+def _audit_once() -> Callable[[Path], Audit]:
+    """Make an `audit_run` that remembers what it has audited."""
+    known: dict[tuple[str, ...], Audit] = {}
+
+    def audit(run_dir: Path) -> Audit:
+        key = audit_key(run_dir)
+        if key not in known:
+            known[key] = audit_run(run_dir)
+        return known[key]
+
+    return audit
 
 
 def _check_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
@@ -106,15 +129,26 @@ def _check_names(names: Sequence[str], places: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def pair_runs(runs: Sequence[ComparedRun], *, seed: int = 0) -> list[Pair]:
+def pair_runs(
+    runs: Sequence[ComparedRun], *, seed: int = 0, progress: Callable[[], object] | None = None
+) -> list[Pair]:
     """Test every pair of runs on their common volumes; p values are corrected over the pairs.
+
+    Parameters
+    ----------
+    runs : sequence of ComparedRun
+        From `read_runs`.
+    seed : int
+        Of the bootstrap and the swap test.
+    progress : callable, optional
+        Called when a pair is tested.
 
     Raises
     ------
     InputError
         When the labels of a volume disagree.
     """
-    found = compare_all({run.name: run.predictions for run in runs}, seed=seed)
+    found = compare_all({run.name: run.predictions for run in runs}, seed=seed, progress=progress)
     tested = [tests for tests in found.values() if tests is not None]
     corrected: dict[str, list[float | None]] = {"mcnemar": correct_holm([tests.mcnemar_p for tests in tested])}
     for metric in tested[0].differences if tested else ():
@@ -169,4 +203,4 @@ def differing_ids(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
 
 def _flat(configuration: Mapping[str, Any] | None) -> dict[str, str]:
     values = dict(flattened(configuration)) if configuration else {}
-    return {name: str(value) for name, value in values.items() if name.split("#")[0] not in _CIRCUMSTANCES}
+    return {name: str(value) for name, value in values.items() if name.split("#")[0] not in CIRCUMSTANCES}

@@ -9,7 +9,7 @@ from cryo_monai.reports.compared_runs import ComparedRun, Pair, differing_ids
 from cryo_monai.reports.feature_stages import Stage
 from cryo_monai.reports.pages import decimals
 from cryo_monai.reports.texts import HEADLINES, range_text
-from cryo_monai.separability import Separability
+from cryo_monai.separability import FOLDS, Separability
 from cryo_monai.significance import Difference
 
 LEVEL = 0.05
@@ -40,7 +40,7 @@ def verdict_of(runs: Sequence[ComparedRun], pairs: Sequence[Pair]) -> str:
 def best_runs(runs: Sequence[ComparedRun], pairs: Sequence[Pair]) -> dict[str, str | None]:
     """Return for each metric the run that is better than every other with a corrected p below 0.05, or None.
 
-    Accuracies are judged by McNemar's test, the others by the paired bootstrap.
+    Accuracies are judged by McNemar's test, the others by the swap test.
     """
     found: dict[str, str | None] = {}
     for metric, _ in HEADLINES:
@@ -120,7 +120,7 @@ def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
 
 
 def difference_rows(pairs: Sequence[Pair]) -> list[Row]:
-    """One row per pair and metric but accuracy: difference, p of the paired bootstrap, and that corrected."""
+    """One row per pair and metric but accuracy: difference, p of the swap test, and that corrected."""
     rows: list[Row] = []
     for metric, label in HEADLINES[1:]:
         for pair in pairs:
@@ -164,7 +164,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
     for stage in stages:
         found = stage.separability
         cells: Row = ["–"] * len(MEASURES)
-        if found is not None:
+        if found is not None and found.num_folds:
             cells = [
                 {"text": _minus(decimals(getattr(found, value))), "value": _sortable(getattr(found, value)),
                  "range": f"± {decimals(getattr(found, spread))}"}
@@ -175,12 +175,32 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
 
 
 def measures_text(found: Separability) -> str:
-    """Put the three measures into one line."""
+    """Put the three measures into one line, or say why there are none."""
+    if not found.num_folds:
+        return f"not measured: there are no two classes of {FOLDS} test volumes"
     shown = [
         f"{label.lower()} {_minus(decimals(getattr(found, value)))} ± {decimals(getattr(found, spread))}"
         for value, spread, label in MEASURES
     ]
     return "; ".join(shown)
+
+
+def folds_text(found: Separability) -> str:
+    """Say over which folds the measures were taken."""
+    repeats = found.num_folds // FOLDS
+    return f"{found.num_folds} held-out folds" + (f" ({FOLDS} folds, {repeats} times)" if repeats > 1 else "")
+
+
+def left_out_text(found: Separability) -> str:
+    """Say what was not measured; nothing when everything was."""
+    volumes, classes = found.num_left_out, found.num_classes_left_out
+    if not volumes:
+        return ""
+    whose = "a class" if classes == 1 else f"{classes} classes"
+    return (
+        f"Not measured: {volumes} volume{'s' if volumes > 1 else ''} of {whose} with fewer than {FOLDS} test volumes, "
+        "which cannot be in every fold."
+    )
 
 
 def difference_cell(found: Difference) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from cryo_monai.files import atomic_write_bytes, atomic_write_text
 from cryo_monai.projections import METHODS
 from cryo_monai.reports import comparison_texts as texts
 from cryo_monai.reports.compared_runs import ComparedRun, Pair, comparison_warnings, pair_runs, read_runs
-from cryo_monai.reports.feature_stages import Progress, Stage, Stages, measure_stages
+from cryo_monai.reports.feature_stages import Stage, Stages, measure_stages
 from cryo_monai.reports.figures import embedding_figure, recall_figure, run_curves
 from cryo_monai.reports.page_figures import PageFigure, page_figure
-from cryo_monai.reports.pages import render
+from cryo_monai.reports.pages import check_folder, render
 from cryo_monai.reports.texts import HEADLINES, shown_lines
-from cryo_monai.significance import RESAMPLES
+from cryo_monai.significance import RESAMPLES, SWAPS
 
 CONTENTS = (
     ("runs", "What is compared"),
@@ -30,6 +30,7 @@ CONTENTS = (
     ("classes", "Recall by class"),
     ("features", "Features before and after"),
 )
+Progress = Callable[[int, int | None], None]
 HOW_CURVES = (
     "How to read this: dashed in training, solid in validation; the marker is the epoch whose weights were scored. "
     "Curves of one seed each: another seed would move them."
@@ -53,7 +54,8 @@ def write_comparison(
     """Write what several runs came to, beside each other.
 
     ``comparison.html`` needs no network and no other file, ``metrics.json`` has its numbers, ``figures/`` its figures
-    as SVG and PNG. A test split is scored only if it was not yet. The same runs give the same bytes.
+    as SVG and PNG; those that an earlier comparison left there and this one does not have are taken away. A test split
+    is scored only if it was not yet. The same runs give the same bytes.
 
     Parameters
     ----------
@@ -66,9 +68,9 @@ def write_comparison(
     projection : str
         Of the features: ``"tsne"``, ``"umap"`` or ``"pca"``.
     seed : int
-        Of the projection, of the cross-validation beside it and of the bootstrap.
+        Of the projection, of the cross-validation beside it, of the bootstrap and of the swap test.
     progress : callable, optional
-        Called with the steps that are done and the steps there are.
+        Called with the steps that are done and the steps there are, from the first run that is read on.
 
     Returns
     -------
@@ -79,26 +81,63 @@ def write_comparison(
     ------
     CryoMonaiError
         In one line, when runs cannot be compared: fewer than two, one twice, not finished, other classes, other labels
-        of the same volume; for an unknown projection; or when something cannot be written.
+        of the same volume; for an unknown projection; for an output folder that holds something else, before
+        anything is computed; or when something cannot be written.
     """
     if projection not in METHODS:
         raise InputError(f"projection: {projection!r} is none of {', '.join(METHODS)}")
-    runs = read_runs(run_dirs, names)
-    pairs = pair_runs(runs, seed=seed)
-    stages = measure_stages(runs, projection=projection, seed=seed, progress=progress)
+    folder = Path(output_dir)
+    if (folder / "run.json").exists():
+        raise InputError(f"{folder}: holds a run, whose metrics.json would be written over; choose another output_dir")
+    check_folder(folder, "comparison.html")
+    steps = _Steps(progress, len(run_dirs))
+    runs = read_runs(run_dirs, names, progress=steps.advance)
+    pairs = pair_runs(runs, seed=seed, progress=steps.advance)
+    stages = measure_stages(runs, projection=projection, seed=seed, progress=steps.advance)
+    steps.reach(steps.before_figures)
     warnings = comparison_warnings(runs, pairs)
     figures = {"curves": _curve_figure(runs), "recall": _recall_figure(runs)}
-    embeddings = _embedding_figures(stages, runs[0].contents.class_names)
+    embeddings = _embedding_figures(stages, runs[0].contents.class_names, steps.advance)
     page = _page(runs, pairs, stages, warnings, figures, embeddings)
-    folder = Path(output_dir)
-    drawn = [figure for figure in (*figures.values(), *embeddings) if isinstance(figure, PageFigure)]
-    for figure in drawn:
-        atomic_write_text(folder / "figures" / f"{figure.name}.svg", figure.svg)
-        atomic_write_bytes(folder / "figures" / f"{figure.name}.png", figure.png)
+    _write_figures(folder / "figures", [f for f in (*figures.values(), *embeddings) if isinstance(f, PageFigure)])
     numbers = comparison_numbers(runs, pairs, stages, warnings)
     atomic_write_text(folder / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     atomic_write_text(folder / "comparison.html", page)
+    steps.reach(steps.total)
     return folder / "comparison.html"
+
+
+class _Steps:
+    """What is done of a comparison: reading, pairs, features, figures."""
+
+    def __init__(self, progress: Progress | None, num_runs: int) -> None:
+        self.done = 0
+        # Of features a start per run, and twice two states; runs that share a start have fewer.
+        self.before_figures = num_runs + num_runs * (num_runs - 1) // 2 + 5 * num_runs
+        self.total = self.before_figures + 2 * num_runs + 1
+        self._progress = progress
+
+    def advance(self) -> None:
+        """Say that one more step is done."""
+        self.reach(self.done + 1)
+
+    def reach(self, done: int) -> None:
+        """Say that so many steps are done, unless it was said."""
+        if done > self.done:
+            self.done = done
+            if self._progress is not None:
+                self._progress(done, self.total)
+
+
+def _write_figures(folder: Path, figures: Sequence[PageFigure]) -> None:
+    """Write the figures, and take away those that an earlier comparison left."""
+    for figure in figures:
+        atomic_write_text(folder / f"{figure.name}.svg", figure.svg)
+        atomic_write_bytes(folder / f"{figure.name}.png", figure.png)
+    made = {figure.name for figure in figures}
+    for file in [*folder.glob("features_*"), *folder.glob("curves.*")]:
+        if file.suffix in (".svg", ".png") and file.stem not in made:
+            file.unlink()
 
 
 def comparison_numbers(
@@ -154,7 +193,9 @@ def _recall_figure(runs: Sequence[ComparedRun]) -> PageFigure:
     return page_figure("recall", figure, title="Recall by class and run", alt=alt, how=HOW_RECALL)
 
 
-def _embedding_figures(stages: Stages, class_names: Sequence[str]) -> list[PageFigure | dict[str, Any]]:
+def _embedding_figures(
+    stages: Stages, class_names: Sequence[str], step: Callable[[], object]
+) -> list[PageFigure | dict[str, Any]]:
     """Each state's picture with its numbers below, or the reason why there is none."""
     figures: list[PageFigure | dict[str, Any]] = []
     for number, stage in enumerate(stages.stages):
@@ -168,6 +209,7 @@ def _embedding_figures(stages: Stages, class_names: Sequence[str]) -> list[PageF
         alt = f"{stage.projection.description}, of {len(stages.labels)} test volumes, {stage.title}: {told}."
         how = f"{told[0].upper()}{told[1:]}. {stage.projection.description}."
         figures.append(page_figure(name, drawing, title=title, alt=alt, how=how))
+        step()
     return figures
 
 
@@ -186,7 +228,7 @@ def _page(
 ) -> str:
     id_rows, more_ids = texts.id_rows(runs)
     called = [run.name for run in runs]
-    chance = next((s.separability.chance for s in stages.stages if s.separability is not None), None)
+    measured = next((stage.separability for stage in stages.stages if stage.separability is not None), None)
     return render(
         "comparison.html.jinja",
         names=called,
@@ -204,6 +246,7 @@ def _page(
         any_best=any(texts.best_runs(runs, pairs).values()),
         num_pairs=len(pairs),
         resamples=RESAMPLES,
+        swaps=SWAPS,
         tested=any(pair.tests for pair in pairs),
         accuracy_rows=texts.accuracy_rows(pairs),
         difference_rows=texts.difference_rows(pairs),
@@ -214,7 +257,9 @@ def _page(
         stage_rows=texts.stage_rows(stages.stages),
         num_common=stages.num_volumes,
         num_shown=len(stages.labels),
-        chance=chance,
+        measured=measured,
+        folds=texts.folds_text(measured) if measured else "",
+        left_out=texts.left_out_text(measured) if measured else "",
     )
 
 

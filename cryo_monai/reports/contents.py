@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,15 @@ class RunContents:
         return rows
 
 
-def read_contents(run_dir: str | os.PathLike[str]) -> RunContents:
+def read_contents(run_dir: str | os.PathLike[str], *, audit_of: Callable[[Path], Audit] = audit_run) -> RunContents:
     """Read a run for its report; the test split is scored only if it was not yet.
+
+    Parameters
+    ----------
+    run_dir : path
+        A run folder.
+    audit_of : callable
+        Audits the data of a run; one that remembers saves reading the data of several runs again.
 
     Raises
     ------
@@ -110,7 +117,9 @@ def read_contents(run_dir: str | os.PathLike[str]) -> RunContents:
     training = attempt("training", lambda: read_json(folder / "metrics.json")) or {}
     scores = attempt("scores", lambda: _read_scores(folder))
     volumes = attempt("volumes", lambda: _open_volumes(folder, scores))
-    audit, warnings = _honesty(folder, missing)
+    audit, warnings = _honesty(folder, missing, audit_of)
+    if "volumes" in missing and "audit" not in missing:
+        warnings.append(missing["volumes"])
     return RunContents(
         folder=folder,
         record=record,
@@ -147,10 +156,12 @@ def _open_volumes(folder: Path, scores: Scores | None) -> Any:
     return dataset
 
 
-def _honesty(folder: Path, missing: dict[str, str]) -> tuple[Audit | None, list[str]]:
+def _honesty(
+    folder: Path, missing: dict[str, str], audit_of: Callable[[Path], Audit]
+) -> tuple[Audit | None, list[str]]:
     """Audit the data, and say what speaks against the numbers."""
     try:
-        audit = audit_run(folder)
+        audit = audit_of(folder)
     except CryoMonaiError as error:
         reason = missing["audit"] = " ".join(str(error).split())
         return None, [*run_warnings(folder), f"the data could not be audited: {reason}"]

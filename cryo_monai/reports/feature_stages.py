@@ -15,7 +15,6 @@ from cryo_monai.reports.compared_runs import ComparedRun, common_volumes
 from cryo_monai.run_inference import starting_features
 from cryo_monai.separability import Separability, measure_separability
 
-Progress = Callable[[int, int | None], None]
 # Points of a picture; t-SNE of more takes minutes, and they hide each other.
 MAX_SHOWN = 2000
 
@@ -47,7 +46,11 @@ class Stages:
 
 
 def measure_stages(
-    runs: Sequence[ComparedRun], *, projection: str = "tsne", seed: int = 0, progress: Progress | None = None
+    runs: Sequence[ComparedRun],
+    *,
+    projection: str = "tsne",
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
 ) -> Stages:
     """Measure and project the features of every start and of every trained run.
 
@@ -62,42 +65,41 @@ def measure_stages(
     seed : int
         Of the projection and the cross-validation.
     progress : callable, optional
-        Called with the states that are done and the states there are.
+        Called when the features of a start are there, and when those of a state are measured and when projected: at
+        most five times per run.
     """
     paths = common_volumes(runs)
     if not paths:
         return Stages((), 0, np.zeros(0, dtype=np.int64))
     rows = [_rows(run, paths) for run in runs]
     labels = runs[0].scores.labels[rows[0]]
-    starts, failures = _find_starts(runs, rows, progress)
+    step = progress or (lambda: None)
+    starts, failures = _find_starts(runs, rows, step)
     shown = _shown(labels)
-    total = 3 * len(runs)  # starts are as many as runs, or fewer
     stages = []
     trained = [(f"after training: {run.name}", "trained", (run.name,), run.scores.features[at])
                for run, at in zip(runs, rows, strict=True)]  # fmt: skip
     for title, kind, names, features in [*starts, *trained]:
         try:
             measured = measure_separability(features, labels, seed=seed)
+            step()
             projected = describe_projection(features[shown], projection, seed=seed)
+            step()
             stages.append(Stage(title, kind, names, measured, projected))
         except CryoMonaiError as error:
             stages.append(Stage(title, kind, names, missing=_one_line(error)))
-        if progress is not None:
-            progress(len(runs) + len(stages), total)
     ordered = [stage for stage in stages if stage.kind == "start"] + failures
     ordered += [stage for stage in stages if stage.kind == "trained"]
-    if progress is not None:
-        progress(total, total)
     return Stages(tuple(ordered), len(paths), labels[shown])
 
 
 def _find_starts(
-    runs: Sequence[ComparedRun], rows: Sequence[npt.NDArray[np.intp]], progress: Progress | None
+    runs: Sequence[ComparedRun], rows: Sequence[npt.NDArray[np.intp]], step: Callable[[], object]
 ) -> tuple[list[tuple[str, str, tuple[str, ...], npt.NDArray[np.float32]]], list[Stage]]:
     """Return distinct starts with their features, and stages of the runs that have none any more."""
     starts: list[tuple[str, str, tuple[str, ...], npt.NDArray[np.float32]]] = []
     failures = []
-    for number, (run, at) in enumerate(zip(runs, rows, strict=True)):
+    for run, at in zip(runs, rows, strict=True):
         title = f"before training: {_weights_text(run)}"
         try:
             features = _starting_features(run)[at]
@@ -110,8 +112,7 @@ def _find_starts(
             else:
                 known = starts[place]
                 starts[place] = (known[0], known[1], (*known[2], run.name), known[3])
-        if progress is not None:
-            progress(number + 1, 3 * len(runs))
+        step()
     return _told_apart(starts), failures
 
 

@@ -7,9 +7,28 @@ import json
 import math
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from cryo_monai.errors import InputError
+
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp"}
+
+
+def check_folder(target: Path, page: str) -> None:
+    """Refuse a folder that holds something else than a page, or a part of one.
+
+    Raises
+    ------
+    InputError
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; give a folder")
+    # An interrupted call leaves a part of these.
+    ours = (page, "metrics.json", "figures")
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in ours) if target.is_dir() else []
+    if others:
+        raise InputError(f"{target}: holds something else ({others[0]}); choose another output_dir")
 
 
 def render(template: str, **context: Any) -> str:

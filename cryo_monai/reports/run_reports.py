@@ -24,7 +24,7 @@ from cryo_monai.reports.page_figures import (
     reliability_figures,
     training_figures,
 )
-from cryo_monai.reports.pages import render
+from cryo_monai.reports.pages import check_folder, render
 from cryo_monai.separability import measure_separability
 
 CONTENTS = (
@@ -76,6 +76,7 @@ def write_report(
         When the folder is not a finished run, or something cannot be written.
     """
     target = Path(run_dir) / "report" if output_dir is None else Path(output_dir)
+    check_folder(target, "report.html")
     step = progress or (lambda done, total: None)
     run = read_contents(run_dir)
     step(1, _STEPS)

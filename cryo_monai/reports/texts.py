@@ -211,8 +211,10 @@ def weight_tables(run: RunContents) -> tuple[list[tuple[str, str]], list[Row]]:
 
 
 def command_of(run: RunContents) -> str:
-    """Return the command that started the run, as a shell takes it."""
-    return shlex.join(str(part) for part in run.record.get("command", []))
+    """Return the commands that started and resumed the run, a line each, as a shell takes them."""
+    resumptions = [entry.get("command", []) for entry in run.record.get("resumed", [])]
+    commands = [run.record.get("command", []), *resumptions]
+    return "\n".join(shlex.join(str(part) for part in command) for command in commands if command)
 
 
 def configuration_text(run: RunContents) -> str:
