@@ -42,7 +42,7 @@ def compare(
     """
     from cryo_monai.reports import write_comparison
 
-    with late_bar(desc="features at the start", unit="run") as show:
+    with late_bar(desc="comparison", unit="step") as show:
         page = write_comparison(
             split_list(runs), output_dir, names=split_list(names), projection=projection, seed=seed, progress=show
         )

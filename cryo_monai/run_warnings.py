@@ -84,8 +84,9 @@ def _training_warnings(run_dir: str | os.PathLike[str]) -> list[str]:
         return []
     before = read_json(folder / CONFIGURATION)
     history = read_json(folder / "metrics.json").get("history", []) if (folder / "metrics.json").is_file() else []
-    if history and history[-1]["epoch"] < before["max_epochs"]:
-        lines.append(f"training stopped after epoch {history[-1]['epoch']} of {before['max_epochs']}")
+    done, wanted = history[-1]["epoch"] if history else 0, before.get("max_epochs", 0)
+    if history and done < wanted:
+        lines.append(f"training stopped after epoch {done} of {wanted}")
     overrides = {**record["ids"], **locations(folder)}
     now = load_workflow(record["bundle"], "train", overlays=record["overlays"], overrides=overrides)
     changed = changes(folder, now.parser.get())

@@ -19,7 +19,7 @@ METRICS = ("accuracy", "auc", "balanced_accuracy", "macro_f1")
 LEVEL = 0.95
 RESAMPLES = 2000
 SWAPS = 1000
-# Swaps that are scored together; each takes some 16 bytes per volume and class.
+# Swaps that are scored together; their weights take 32 bytes per volume each.
 _BLOCK = 64
 # What differs by rounding is equal.
 _ROUNDING = 1e-12
@@ -199,7 +199,7 @@ def _compare(
     one: Predictions, other: Predictions, draws_one: Draws, draws_other: Draws, swaps: int, seed: int
 ) -> PairedComparison:
     values = [classification_metrics(p.probabilities, p.labels, p.class_names) for p in (one, other)]
-    p_values = _swap_test(one, other, swaps=swaps, seed=seed)
+    p_values = _swap_test(one, other, swaps, seed)
     differences = {}
     for name in METRICS:
         before, after = values[0][name], values[1][name]
@@ -212,46 +212,30 @@ def _compare(
     return PairedComparison(len(one.labels), *only, mcnemar_exact(*only), differences)
 
 
-def _swap_test(one: Predictions, other: Predictions, *, swaps: int = SWAPS, seed: int = 0) -> dict[str, float | None]:
-    """Test the differences of metrics by exchanging what two networks say of a volume; see `compare_predictions`.
-
-    Parameters
-    ----------
-    one, other : Predictions
-        From `pair_predictions`.
-    swaps : int
-        Exchanges.
-    seed : int
-        Of the exchanges.
-
-    Returns
-    -------
-    dict
-        Two-sided p values by the name of the metric; None where the labels leave it undefined.
-    """
-    guesses = [p.probabilities.argmax(axis=1) for p in (one, other)]
-    by_guess, guesses_all = _exchanges(guesses[0] != guesses[1], swaps, seed)
-    by_score, scores_all = _exchanges((one.probabilities != other.probabilities).any(axis=1), swaps, seed)
-    found: Draws = _in_blocks(by_guess, lambda swapped: _count_differences(one, other, swapped))
-    found |= _in_blocks(by_score, lambda swapped: {"auc": _area_differences(one, other, swapped)})
-    return {name: _share_as_far(found[name], scores_all if name == "auc" else guesses_all) for name in METRICS}
+def _swap_test(one: Predictions, other: Predictions, swaps: int, seed: int) -> dict[str, float | None]:
+    """P values of the metrics when what two networks say of a volume is exchanged; None where one is undefined."""
+    guesses_differ = one.probabilities.argmax(axis=1) != other.probabilities.argmax(axis=1)
+    scores_differ = (one.probabilities != other.probabilities).any(axis=1)
+    found: Draws = _in_blocks(
+        _exchanges(guesses_differ, swaps, seed), lambda part: _count_differences(one, other, part)
+    )
+    found |= _in_blocks(
+        _exchanges(scores_differ, swaps, seed), lambda part: {"auc": _area_differences(one, other, part)}
+    )
+    return {name: _share_as_far(found[name]) for name in METRICS}
 
 
-def _exchanges(differ: npt.NDArray[np.bool_], swaps: int, seed: int) -> tuple[npt.NDArray[np.bool_], bool]:
-    """Choose what is exchanged, `(m, n)` with nothing exchanged in the first row; and whether these are all there are.
-
-    Only volumes of which the networks say different things matter.
-    """
+def _exchanges(differ: npt.NDArray[np.bool_], swaps: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose which volumes that differ are exchanged, `(m, n)`, none in the first row; all ways if these are few."""
     places = np.flatnonzero(differ)
-    every = len(places) < 63 and 2 ** len(places) <= swaps
-    if every:
+    if len(places) < 63 and 2 ** len(places) <= swaps:
         chosen = (np.arange(2 ** len(places))[:, None] >> np.arange(len(places)) & 1).astype(bool)
     else:
         chosen = np.random.default_rng(seed).integers(0, 2, (swaps + 1, len(places))).astype(bool)
         chosen[0] = False
     swapped = np.zeros((len(chosen), len(differ)), dtype=bool)
     swapped[:, places] = chosen
-    return swapped, every
+    return swapped
 
 
 def _in_blocks(swapped: npt.NDArray[np.bool_], score: Callable[[npt.NDArray[np.bool_]], Draws]) -> Draws:
@@ -269,9 +253,7 @@ def _count_differences(one: Predictions, other: Predictions, swapped: npt.NDArra
     present = support > 0
 
     def metrics(taken: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Of volumes that are taken from the second network where told, `(3, m)`."""
-        hits = truths * first, truths * second
-        right = (1 - taken) @ hits[0] + taken @ hits[1]
+        right = (1 - taken) @ (truths * first) + taken @ (truths * second)
         guessed = (1 - taken) @ first + taken @ second
         recall = (right / np.maximum(support, 1))[:, present]
         f1 = (2 * right / np.maximum(support + guessed, 1))[:, present]
@@ -299,11 +281,8 @@ def _area_differences(one: Predictions, other: Predictions, swapped: npt.NDArray
     return np.mean(differences, axis=0) if differences else np.full(len(swapped), np.nan)
 
 
-def _share_as_far(differences: npt.NDArray[np.float64], every: bool) -> float | None:
-    """Share of differences at least as far from zero as the first, which is the one that was found.
-
-    Of drawn exchanges the first row is the one more that is counted.
-    """
+def _share_as_far(differences: npt.NDArray[np.float64]) -> float | None:
+    """Share of differences at least as far from zero as the first, which is the one that was found."""
     if not np.isfinite(differences[0]):
         return None
     return float((np.abs(differences) >= abs(differences[0]) - _ROUNDING).mean())

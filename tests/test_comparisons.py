@@ -162,8 +162,11 @@ def test_a_comparison_is_written_and_needs_nothing_else(
 
 
 def test_figures_of_an_earlier_comparison_go(
-    tmp_path: Path, starts: Callable[[dict[str, np.ndarray]], None], quick: None
+    tmp_path: Path, starts: Callable[[dict[str, np.ndarray]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown = {"uri": "data:", "width": 1, "height": 1, "minimum": 1, "wide": False}
+    monkeypatch.setattr(comparisons, "page_figure", lambda name, figure, **texts: page_figures.PageFigure(
+        name, "<svg/>", b"a picture", {**shown, **texts}))  # fmt: skip
     runs = [write_run(tmp_path / name, scores(0.5, seed=n)) for n, name in enumerate(("a", "b", "c"))]
     start = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     starts({"a": start, "b": start, "c": start})
@@ -172,8 +175,8 @@ def test_figures_of_an_earlier_comparison_go(
     assert (figures / "features_4_after_training_c.svg").is_file()
     (figures / "features_of_mine.txt").write_text("stays")
     write_comparison(runs[:2], tmp_path / "out", projection="pca")
-    shown = {"features_1_before_training_random_weights", "features_2_after_training_a", "features_3_after_training_b"}
-    assert {file.stem for file in figures.glob("features_*.*")} == {*shown, "features_of_mine"}
+    names = {"features_1_before_training_random_weights", "features_2_after_training_a", "features_3_after_training_b"}
+    assert {file.stem for file in figures.glob("features_*.*")} == {*names, "features_of_mine"}
 
 
 def test_a_run_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

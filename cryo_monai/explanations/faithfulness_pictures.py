@@ -99,7 +99,7 @@ def _draw_curves(figure: Any, networks: Sequence[Mapping[str, Any]], fractions: 
                 axis.plot(fractions, curve["mean"], color=colour, linestyle=style)
             axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=f"fraction {done}", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             axis.grid(True)
-            axes[list(PARTS).index(part), 0].set_ylabel(f"probability\n({better} grey is better)")
+            axes[list(PARTS).index(part), 0].set_ylabel(f"probability\n({better} grey is better)", fontsize=8)
 
 
 def _legend(networks: Sequence[Mapping[str, Any]]) -> list[Any]:

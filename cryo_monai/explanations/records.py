@@ -21,8 +21,8 @@ COLUMNS = ("path", "true_class", "predicted_class", "explained_class", "probabil
 COMPARED = ("predicted_class", "probability", "advantage", "ball_advantage", "deletion", "insertion", "mass_inside",
             "map")  # fmt: skip
 ADVANTAGE = (
-    "per volume, (insertion - deletion) of the map less the same of random blobs (taken both ways), of the same network; "
-    "0 is chance. deletion and insertion themselves follow a network's confidence: they rank no networks"
+    "per volume, (insertion - deletion) of the map less the same of random blobs (taken both ways), for the same "
+    "network; 0 is chance. deletion and insertion themselves follow a network's confidence: they rank no networks"
 )
 INTERVAL = "95 %, Student's t over volumes; it covers the choice of volumes, not another training"
 
