@@ -35,7 +35,7 @@ import sys
 import time
 from pathlib import Path
 from cryo_monai.reports import write_report
-from cryo_monai.runs import evaluate_run
+from cryo_monai.run_evaluation import evaluate_run
 start = time.perf_counter()
 if sys.argv[1] != "imports":
     {"evaluate": evaluate_run, "report": write_report}[sys.argv[1]](sys.argv[2])

@@ -42,7 +42,8 @@ def train(
             --split [3,1,1], --lr, --max_epochs, --batch_size, --device cpu, --cache_device cuda, --nan mean,
             --optimizer @optimizers#adam, --train#random_clips#crop_prob 0 ...
     """
-    from cryo_monai.runs import summarise, train_bundle
+    from cryo_monai.run_evaluation import summarise
+    from cryo_monai.runs import train_bundle
 
     train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
     if report:
@@ -62,7 +63,7 @@ def evaluate(run_dir: str, output_dir: str = "", **ids: str) -> None:
         output_dir: folder of the numbers, run_dir by default; needed with ids that change what is scored.
         ids: any id of the bundle's evaluate.json, such as --dataset_dir OTHER, --average_axes True, --device cpu.
     """
-    from cryo_monai.runs import evaluate_run, summarise
+    from cryo_monai.run_evaluation import evaluate_run, summarise
 
     evaluate_run(run_dir, output_dir or None, ids=ids)
     print(summarise(output_dir or run_dir))
@@ -168,8 +169,9 @@ def quickstart(
         snr: signal-to-noise ratio of the simulation.
         seed: of simulation and training.
     """
+    from cryo_monai.run_evaluation import evaluate_run, summarise
     from cryo_monai.run_inference import classify_with_run
-    from cryo_monai.runs import evaluate_run, has_state, summarise, train_bundle
+    from cryo_monai.runs import has_state, train_bundle
 
     data = f"{output_dir}/data"
     flags = f"--num_per_class {num_per_class} --clean False --snr {snr} --neighbours 0 --seed {seed}"

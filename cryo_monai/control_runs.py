@@ -15,7 +15,8 @@ from cryo_monai.datalists import load_datalist
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.folders import claimed, note_recipe
-from cryo_monai.runs import evaluate_run, has_state, train_bundle
+from cryo_monai.run_evaluation import evaluate_run
+from cryo_monai.runs import has_state, train_bundle
 
 CONTROLS = {
     "background": "what surrounds the particles tells the classes apart: suspect acquisition, neighbours, or particles "

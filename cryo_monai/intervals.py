@@ -23,10 +23,10 @@ def metric_intervals(
 ) -> dict[str, Any]:
     """Give the metrics of `classification_metrics` intervals over test volumes.
 
-    Proportions (accuracy, recall, precision) have the exact interval of Clopper & Pearson (1934), which also holds when all
-    of twenty are right. For the others volumes are drawn with replacement; the interval is from percentile 2.5 to
-    percentile 97.5 (Efron & Tibshirani 1993, chapter 13). Intervals cover the choice of test volumes, not another seed of
-    training nor other tomograms.
+    Proportions (accuracy, recall, precision) have the exact interval of Clopper & Pearson (1934), which also holds when
+    all of twenty are right. For the others volumes are drawn with replacement; the interval is from percentile 2.5 to
+    percentile 97.5 (Efron & Tibshirani 1993, chapter 13). Intervals cover the choice of test volumes, not another seed
+    of training nor other tomograms.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ def explain(
 
     Args:
         run_dir: the output_dir of a training.
-        data: a volume, a folder, a datalist, or test for the run's test split.
+        data: a volume, a folder, a datalist, or test for the run's test split (./test for a folder of that name).
         output_dir: folder of the maps, explanations in run_dir by default.
         method: grad_cam, grad_cam_pp or occlusion.
         layer: layer3 as in the paper, stage1 to stage4, or the name of any module of the backbone.
@@ -78,7 +78,7 @@ def explain(
         limit: most volumes, spread evenly over classes; 0 for all.
         compare: another run to show beside, such as one from random weights.
         against_start: show the network before training beside.
-        faithfulness: measure deletion and insertion, for which the network runs some 150 times per volume.
+        faithfulness: measure deletion and insertion, for which networks run some 120 times per volume.
         voxel_size: of the maps in Å, where files do not say.
         ids: any id of the bundle's inference.json.
     """

@@ -18,7 +18,8 @@ from cryo_monai.datasets import items_fingerprint
 from cryo_monai.embeddings import embed_dataset
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.parts import network_fingerprint
-from cryo_monai.runs import Paths, configuration_of, locations, open_split, read_json, read_run
+from cryo_monai.run_evaluation import open_split
+from cryo_monai.runs import Paths, configuration_of, locations, read_json, read_run
 from cryo_monai.weights import initialise
 from cryo_monai.workflows import load_workflow, run_workflow
 

@@ -9,7 +9,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from cryo_monai.audits import Audit, audit_dataset
-from cryo_monai.runs import CONFIGURATION, changes, configuration_of, evaluation_of, locations, read_json, read_run
+from cryo_monai.run_evaluation import evaluation_of
+from cryo_monai.runs import CONFIGURATION, changes, configuration_of, locations, read_json, read_run
 from cryo_monai.workflows import load_workflow
 
 # Ids of a bundle that `audit_dataset` takes too.

@@ -6,10 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 
 from cryo_monai.simulation import SimulationSettings, write_dataset
 from cryo_monai.workflows import load_workflow
+
+# Workers of pytest-xdist share the cores: one thread each, also in the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 BUNDLES = ROOT / "bundles"

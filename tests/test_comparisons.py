@@ -37,7 +37,8 @@ from cryo_monai.reports.comparison_texts import (
 from cryo_monai.reports.comparisons import write_comparison
 from cryo_monai.reports.contents import RunContents, Scores
 from cryo_monai.reports.feature_stages import measure_stages
-from cryo_monai.runs import open_split, train_bundle
+from cryo_monai.run_evaluation import open_split
+from cryo_monai.runs import train_bundle
 
 NAMES = ["ribosome & co", "<b>proteasome</b>", "70S"]
 

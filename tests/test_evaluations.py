@@ -15,9 +15,10 @@ from cryo_monai.checkpoints import load_checkpoint
 from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import InputError
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.run_evaluation import evaluate_run, evaluation_of, open_split
 from cryo_monai.run_inference import classify_with_run, starting_features
 from cryo_monai.run_warnings import audit_run, run_warnings
-from cryo_monai.runs import evaluate_run, evaluation_of, find_data_again, open_split, train_bundle
+from cryo_monai.runs import find_data_again, train_bundle
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,12 @@ def test_the_open_split_is_in_the_order_of_the_features(run_dir: Path) -> None:
 
 
 def test_the_test_split_is_scored_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cryo_monai.runs as runs
+    import cryo_monai.run_evaluation as run_evaluation
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(runs, "evaluate_run", refuse)
+    monkeypatch.setattr(run_evaluation, "evaluate_run", refuse)
     assert evaluation_of(run_dir)["num_volumes"] == 6
     numbers = json.loads((run_dir / "evaluation.json").read_text())
     file = run_dir / "evaluation.json"

@@ -74,6 +74,7 @@ GROUPS = {
         "tomogram_classes",
         "tracking",
         "runs",
+        "run_evaluation",
         "run_inference",
         "run_warnings",
         "control_runs",

@@ -11,7 +11,8 @@ from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai import tracking
 from cryo_monai.errors import InputError
-from cryo_monai.runs import evaluate_run, train_bundle
+from cryo_monai.run_evaluation import evaluate_run
+from cryo_monai.runs import train_bundle
 from cryo_monai.tracking import plain_values
 
 # The library's own deprecations are none of ours.

@@ -15,8 +15,9 @@ from torch import Tensor
 from cryo_monai.checkpoints import load_checkpoint
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.run_evaluation import open_split
 from cryo_monai.run_inference import inference_of
-from cryo_monai.runs import configuration_of, open_split
+from cryo_monai.runs import configuration_of
 from cryo_monai.volumes import stack_member
 
 TEST = "test"

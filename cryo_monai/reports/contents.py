@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from cryo_monai.audit_reports import Audit
 from cryo_monai.errors import CryoMonaiError
+from cryo_monai.run_evaluation import evaluation_of, open_split
 from cryo_monai.run_warnings import audit_run, run_warnings
-from cryo_monai.runs import CONFIGURATION, evaluation_of, open_split, read_json, read_run
+from cryo_monai.runs import CONFIGURATION, read_json, read_run
 from cryo_monai.workflows import load_workflow
 
 
