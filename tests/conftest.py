@@ -37,6 +37,11 @@ TINY = {
 TINY_INFERENCE = {key: TINY[key] for key in ("backbone", "backbone_options", "clip_size", "batch_size")}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the one test of minutes, so that the other workers do not wait for it at the end."""
+    items.sort(key=lambda item: "test_tutorial" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real inputs outside the project; tests that want them are skipped without."""
