@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from cryo_monai.networks import VideoClassifier
 from cryo_monai.run_evaluation import open_split
 from cryo_monai.run_inference import inference_of
 from cryo_monai.runs import configuration_of
-from cryo_monai.volumes import stack_member
 
 TEST = "test"
 
@@ -128,19 +126,6 @@ def choose_volumes(class_names: Sequence[str], limit: int | None, *, seed: int =
         members = rng.permutation([row for row, other in enumerate(class_names) if other == name])
         turns += [(turn, name, int(row)) for turn, row in enumerate(members)]
     return sorted(row for _, _, row in sorted(turns)[:limit])
-
-
-def volumes_fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
-    """Digest of the names, sizes and times of files, or of the content of arrays."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(str(item["path"]).encode())
-        if isinstance(item["image"], (str, os.PathLike)):
-            status = os.stat(stack_member(item["image"])[0])
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-        else:
-            digest.update(np.ascontiguousarray(item["image"]).tobytes())
-    return digest.hexdigest()
 
 
 def as_plain_tensor(image: Any) -> Tensor:

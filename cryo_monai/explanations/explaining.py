@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cryo_monai
+from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import InputError
 from cryo_monai.explanations.cells import Shape
 from cryo_monai.explanations.explained_runs import (
@@ -17,7 +18,6 @@ from cryo_monai.explanations.explained_runs import (
     choose_volumes,
     network_of,
     starting_network,
-    volumes_fingerprint,
     volumes_of,
 )
 from cryo_monai.explanations.faithfulness_pictures import faithfulness_figure
@@ -153,7 +153,7 @@ def _recipe(
         "settings": settings,
         "network": network_fingerprint(networks["run"]),
         "compared_network": network_fingerprint(networks["compared"]) if "compared" in networks else None,
-        "volumes": volumes_fingerprint(chosen),
+        "volumes": items_fingerprint(chosen),
     }
 
 
