@@ -83,6 +83,7 @@ def explain(
         ids: any id of the bundle's inference.json.
     """
     from cryo_monai.explanations import explain_run
+    from cryo_monai.runs import read_json
 
     with late_bar(desc="explaining", unit="volume") as show:
         table = explain_run(
@@ -100,4 +101,10 @@ def explain(
             progress=show,
             ids=ids,
         )
+    orders = read_json(table.with_name("faithfulness.json"))["networks"]["run"]["orders"]
+    for order, name in (("map", "maps"), ("centred_ball", "a ball in the middle")):
+        found = orders.get(order, {}).get("advantage")
+        if found is not None:
+            interval = " [{:.2f}, {:.2f}]".format(*found["interval"]) if found["interval"] else ""
+            print(f"advantage over a random order: {name} {found['mean']:.2f}{interval} ({found['count']} volumes)")
     print(f"explanations: {table}")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SUBTOMOGRAMS, TINY
 
+from cryo_monai.__main__ import main
 from cryo_monai.errors import InputError
 from cryo_monai.explanations import explaining, volume_explanations
 from cryo_monai.explanations.explained_runs import choose_volumes, network_of, starting_network, volumes_of
@@ -303,3 +304,15 @@ def test_panels_show_a_column_for_each_map_and_say_when_one_is_empty() -> None:
     assert [len(axis.get_images()) for axis in shown] == [1, 2, 2] * 3
     assert shown[0].get_images()[0].get_array().shape == SHAPE[1:]
     assert "nothing speaks" in shown[2].get_title()
+
+
+def test_the_verb_says_whether_maps_beat_their_controls(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--layer", "layer1", "--limit", "3", "--device", "cpu", "--output_dir", str(tmp_path / "maps")]
+    assert main(["explain", str(run_dir), *flags]) == 0
+    numbers = json.loads((tmp_path / "maps" / "faithfulness.json").read_text())
+    mean = numbers["networks"]["run"]["orders"]["map"]["advantage"]["mean"]
+    said = capsys.readouterr().out
+    assert f"advantage over a random order: maps {mean:.2f}" in said
+    assert "a ball in the middle" in said
