@@ -90,7 +90,8 @@ def _training_warnings(run_dir: str | os.PathLike[str]) -> list[str]:
         lines.append(f"training stopped after epoch {done} of {wanted}")
     overrides = {**record["ids"], **locations(folder)}
     now = load_workflow(record["bundle"], "train", overlays=record["overlays"], overrides=overrides)
-    changed = changes(folder, now.parser.get())
+    # Data that were moved are no other recipe: see `find_data_again`.
+    changed = {name: pair for name, pair in changes(folder, now.parser.get()).items() if name != "dataset_dir"}
     if changed:
         named = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
         lines.append(f"the bundle or its overlays have changed since training: {named}")

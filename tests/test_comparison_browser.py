@@ -32,10 +32,11 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium of the system."""
-    playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as tool:
+        pytest.fail("no browser: install one, as by `apt-get install chromium`, or leave out -m browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
         chromium = tool.chromium.launch(executable_path=CHROMIUM)
         yield chromium
         chromium.close()

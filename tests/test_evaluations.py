@@ -212,7 +212,9 @@ def test_data_that_were_moved_are_found_again(run_dir: Path, dataset_dir: Path, 
     moved = shutil.copytree(dataset_dir, tmp_path / "moved")
     find_data_again(run_dir, moved)
     items, _ = open_split(run_dir)
+    warnings = run_warnings(run_dir, audit_run(run_dir))
     (run_dir / "run.json").write_text(kept)
+    assert warnings == []  # the recipe is the same
     assert Path(items[0]["path"]).is_relative_to(moved)
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
         find_data_again(run_dir, "nowhere")

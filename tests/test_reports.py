@@ -304,7 +304,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_any_work(run_dir: 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something else"):
         write_report(run_dir, tmp_path)
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds a run"):
         write_report(run_dir, run_dir)
     with pytest.raises(InputError, match="is a file"):
         write_report(run_dir, tmp_path / "notes.txt")

@@ -87,8 +87,6 @@ def write_comparison(
     if projection not in METHODS:
         raise InputError(f"projection: {projection!r} is none of {', '.join(METHODS)}")
     folder = Path(output_dir)
-    if (folder / "run.json").exists():
-        raise InputError(f"{folder}: holds a run, whose metrics.json would be written over; choose another output_dir")
     check_folder(folder, "comparison.html")
     steps = _Steps(progress, len(run_dirs))
     runs = read_runs(run_dirs, names, progress=steps.advance)

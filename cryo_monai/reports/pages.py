@@ -28,7 +28,8 @@ def check_folder(target: Path, page: str) -> None:
     ours = (page, "metrics.json", "figures")
     others = sorted(entry.name for entry in target.iterdir() if entry.name not in ours) if target.is_dir() else []
     if others:
-        raise InputError(f"{target}: holds something else ({others[0]}); choose another output_dir")
+        what = "a run" if "run.json" in others else f"something else ({others[0]})"
+        raise InputError(f"{target}: holds {what}; choose another output_dir")
 
 
 def render(template: str, **context: Any) -> str:
