@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.label_fractions import labelled_subset
 from cryo_monai.splits import SPLIT_BY, split_items
 from cryo_monai.splits import SPLITS as SPLITS
 from cryo_monai.splits import Item as Item
@@ -39,6 +40,7 @@ def load_datalist(
     split: Sequence[float] = (0.6, 0.2, 0.2),
     split_by: str = "volume",
     seed: int = 0,
+    label_fraction: float = 1.0,
     permissive: bool = False,
     nan: str = "error",
 ) -> Datalist:
@@ -58,7 +60,9 @@ def load_datalist(
         ``"volume"``: each volume for itself, see `stratified_split`. ``"source"``: all volumes of a source go to one
         split, see `grouped_split`; a split that comes with the data is then refused when it divides a source.
     seed : int
-        Seed of that split.
+        Seed of that split, and of the choice of labels.
+    label_fraction : float
+        Share of the training list that is kept; see `labelled_subset`. Validation and test stay whole.
     permissive : bool
         Accept old MRC files; see `read_mrc`.
     nan : str
@@ -93,6 +97,7 @@ def load_datalist(
             f"{num_classes}; add --num_classes {len(data.class_names)}"
         )
     _raise_problems(Path(dataset_dir), problems, lists, permissive, nan)
+    lists = {**lists, "training": labelled_subset(lists["training"], label_fraction, seed)}
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(data.class_names)}
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cryo_monai.datalists import SPLITS, Datalist, Item, numbered
 from cryo_monai.errors import InputError
+from cryo_monai.label_fractions import labelled_subset
 
 
 def load_medmnist(
@@ -21,6 +22,8 @@ def load_medmnist(
     *,
     size: int = 28,
     num_classes: int | None = None,
+    label_fraction: float = 1.0,
+    seed: int = 0,
     download: bool = False,
 ) -> Datalist:
     """Read a MedMNIST3D data set with its official splits.
@@ -35,6 +38,10 @@ def load_medmnist(
         28 or 64, the edge of the volumes in voxels.
     num_classes : int, optional
         What the network expects; a different number of classes is an error.
+    label_fraction : float
+        Share of the training split that is kept; see `labelled_subset`.
+    seed : int
+        Of that choice.
     download : bool
         Fetch the file with medmnist when it is not there.
 
@@ -69,6 +76,7 @@ def load_medmnist(
             f"add --num_classes {len(class_names)}"
         )
     lists, _ = read_medmnist(file)
+    lists["training"] = labelled_subset(lists["training"], label_fraction, seed)
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": class_names}
 
 

@@ -21,6 +21,7 @@ GROUPS = {
         "volumes",
         "datasets",
         "splits",
+        "label_fractions",
         "datalists",
         "medmnist3d",
         "listings",
