@@ -79,6 +79,7 @@ GROUPS = {
         "run_inference",
         "run_warnings",
         "control_runs",
+        "sweeps",
         "projections",
         "separability",
         "significance",
