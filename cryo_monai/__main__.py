@@ -17,6 +17,7 @@ from cryo_monai.pick_verbs import keep, label, pick, score
 from cryo_monai.report_verbs import compare, explain
 from cryo_monai.report_verbs import report as make_report
 from cryo_monai.simulation_verbs import simulate, simulate_tomograms
+from cryo_monai.sweep_verbs import sweep
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
 
@@ -25,6 +26,7 @@ def train(
     output_dir: str,
     overlays: str = "",
     resume: bool = False,
+    idempotent: bool = False,
     tracking: str = "",
     report: bool = True,
     **ids: str,
@@ -36,6 +38,8 @@ def train(
         output_dir: run folder for checkpoints (models/), metrics.json, metrics.csv, tensorboard/ and run.json.
         overlays: comma-separated JSON files that change the recipe, such as configs/quickstart.json.
         resume: go on with the run in output_dir; what it was started with need not be given again.
+        idempotent: do what is missing, if anything: begin, go on, or score; for queues that may call it again. Ends with
+            DONE in output_dir.
         tracking: mlflow keeps losses, metrics and parameters in mlruns.db in output_dir, or at MLFLOW_TRACKING_URI.
         report: False ends after training; evaluate and report do the rest.
         ids: any id of the bundle's train.json: --dataset_dir DIR, --num_classes N (10 in the cryo-ET bundle), --seed,
@@ -45,10 +49,17 @@ def train(
     from cryo_monai.run_evaluation import summarise
     from cryo_monai.runs import train_bundle
 
-    train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
+    if idempotent:
+        from cryo_monai.completed_runs import complete_run
+
+        complete_run(bundle, output_dir, overlays=split_list(overlays), tracking=tracking, ids=ids)
+    else:
+        train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
     if report:
         make_report(output_dir)
         print(summarise(output_dir))
+    elif idempotent:
+        print(f"done: {output_dir}")
     else:
         print(f"best weights: {output_dir}/models/model.pt; score them with: cryo-monai evaluate {output_dir}")
 
@@ -241,6 +252,7 @@ VERBS: Verbs = {
     "extract": extract,
     "check": check,
     "control": control,
+    "sweep": sweep,
     "train": train,
     "evaluate": evaluate,
     "report": make_report,

@@ -5,15 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 
 LOCK = ".in_use"
+
+
+class LockedError(InputError):
+    """Another process is at work there."""
 
 
 @contextmanager
@@ -55,22 +60,59 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
     Raises
     ------
     InputError
-        With this text when another process holds it, or when it cannot be made.
+        With this text, and which process it is, when another one holds it; or when it cannot be made.
     """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = lock.open("a")
-    except OSError as error:
-        raise InputError(f"{lock.parent}: cannot be written ({error.strerror})") from error
+    stream = _lock(lock, refusal)
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(refusal) from None
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lock(lock: Path, refusal: str) -> IO[str]:
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream = lock.open("a+")
+        except OSError as error:
+            raise InputError(f"{lock.parent}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            holder = stream.read(200).strip()
+            stream.close()
+            raise LockedError(refusal + (f" ({holder})" if holder else "")) from None
+        # Its last holder may have removed the file between opening and locking: then this is no lock any more.
+        if _is_open_at(stream, lock):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+            return stream
+        stream.close()
+
+
+def _is_open_at(stream: IO[str], path: Path) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(stream.fileno()), there)
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether a process holds a lock file."""
+    try:
+        stream = lock.open()
+    except FileNotFoundError:
+        return False
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
 
 def note_recipe(folder: Path, recipe: Mapping[str, Any], kind: str = "simulation") -> None:

@@ -6,7 +6,8 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from monai.bundle import ConfigWorkflow
 from cryo_monai.datasets import describe_volumes, extraction_of
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
+from cryo_monai.folders import LOCK, locked
+from cryo_monai.splits import SPLITS
 from cryo_monai.tracking import add_tracking
 from cryo_monai.workflows import flattened, load_workflow
 
@@ -60,8 +63,41 @@ def train_bundle(
     CryoMonaiError
         One line for anything the user can mend.
     """
-    folder = Path(output_dir)
-    given = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
+    with running(output_dir):
+        train_held(bundle, Path(output_dir), overlays=overlays, resume=resume, tracking=tracking, ids=ids or {})
+
+
+@contextmanager
+def running(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run folder for this process.
+
+    Raises
+    ------
+    LockedError
+        When another process trains in it, naming that.
+    """
+    folder = Path(run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder")
+    try:
+        with locked(folder / LOCK, f"{folder}: another process trains there"):
+            yield
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+def train_held(
+    bundle: str | os.PathLike[str],
+    folder: Path,
+    *,
+    overlays: Paths,
+    resume: bool,
+    tracking: str,
+    ids: Mapping[str, Any],
+) -> None:
+    """Train in a folder that is held; see `train_bundle`."""
+    given = {name: _absolute(value) if name in PLACES else value for name, value in ids.items()}
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
     resumed: list[dict[str, Any]] = []
     command = sys.argv
@@ -93,7 +129,8 @@ def train_bundle(
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
         described = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
         cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
-        record["data"] = {**described, "extraction": cut}
+        lists = workflow.parser.get_parsed_content("datalist")
+        record["data"] = {**described, "extraction": cut, "num_volumes": {split: len(lists[split]) for split in SPLITS}}
         if resume:
             now = {"after_epoch": engine.state.epoch, "command": sys.argv, "changed": changed}
             record["resumed"] = [*resumed, now]

@@ -155,7 +155,7 @@ def initialise(
         network.initialisation = {"weights": None}
         logger.info("initialisation: random")
         return network
-    path, record = _resolve(network.backbone_name, weights)
+    path, record = resolve_weights(network.backbone_name, weights)
     state = read_state(path)
     if "_extra_state" in state:
         report = _load_own_checkpoint(network, path, state, allow_partial)
@@ -181,8 +181,14 @@ def initialise(
     return network
 
 
-def _resolve(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, WeightRecord | None]:
-    """Turn what the user named into a file, and its record when the name says it."""
+def resolve_weights(backbone: str, weights: str | os.PathLike[str]) -> tuple[Path, WeightRecord | None]:
+    """Turn what `initialise` takes as weights into a file, and its record when the name says it.
+
+    Raises
+    ------
+    InputError
+        When there is no such record, it is for another backbone, or its file is not there.
+    """
     name = str(weights)
     if name in ("video", "image"):
         record = default_record(backbone, image=name == "image")

@@ -1,0 +1,160 @@
+"""The verb of sweeps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryo_monai.command_line import UsageError, counted, late_bar, split_list
+
+if TYPE_CHECKING:
+    from cryo_monai.sweeps.plans import Planner, Trial
+    from cryo_monai.sweeps.sweep_files import Sweep
+
+ENGINES = ("local", "ray")
+# What processes of trials find imported: all that a training and its evaluation need.
+PRELOADED = (
+    "cryo_monai.evaluations",
+    "cryo_monai.inferers",
+    "cryo_monai.tensorboard_pictures",
+    "matplotlib.backends.backend_agg",
+)
+
+
+def sweep(
+    file: str,
+    output_dir: str,
+    data: str = "",
+    only: str = "",
+    engine: str = "local",
+    workers: int = 0,
+    trials_per_gpu: int = 1,
+    address: str = "",
+    retries: int = 1,
+    dry_run: bool = False,
+    tables: bool = False,
+    **ids: str,
+) -> None:
+    """Do every training of a sweep that is not done, and write its tables.
+
+    The same call goes on where an interrupted one stopped, on this machine or another that sees output_dir; a changed
+    sweep file redoes only what it changes. Written are results.csv, table.md, table.tex, summary.json and sweep.html,
+    and in trials/ a run folder for each training.
+
+    Args:
+        file: such as configs/sweeps/quick.json; docs/sweeps.md says what is in one.
+        output_dir: new folder, or of a sweep.
+        data: where data sets are: NAME=DIR,NAME=DIR, or one DIR for all.
+        only: a part of the grid: dataset=simulated|noble,seed=0|1.
+        engine: local, or ray for clusters.
+        workers: trainings at a time on this machine; by default one, or trials_per_gpu on each GPU.
+        trials_per_gpu: trainings that share a GPU.
+        address: of a Ray cluster, with --engine ray; by default a Ray of its own on this machine.
+        retries: how often a training that died is tried again.
+        dry_run: only print the command of each training, for sbatch --array and the like.
+        tables: only write the tables of what is done.
+        ids: any id of the bundles' train.json, for all trainings: --device cpu, --num_workers 2, --max_epochs 1;
+            --weights FILE stands for video and image weights.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: give one of {', '.join(ENGINES)}")
+    from cryo_monai.errors import InputError
+    from cryo_monai.sweeps.plans import Planner
+    from cryo_monai.sweeps.sweep_files import note_sweep, read_sweep
+
+    content = read_sweep(file)
+    folder = Path(output_dir)
+    planner = Planner(content, folder, data=_places(data), ids=ids)
+    cells = planner.cells(_parts(only))
+    note_sweep(folder, content)
+    with redirect_stdout(sys.stderr):  # standard output is for commands and tables
+        _simulate_missing(planner, content, planner.datasets(cells))
+        trials = planner.plan(cells)
+    if dry_run:
+        for trial in trials:
+            print(trial.command())
+        return
+    finished = tables or _run(trials, engine, address, workers, trials_per_gpu, retries)
+    failed = write_tables(folder, trials, content)
+    if not finished:
+        print("stopped; the same command goes on")
+        raise SystemExit(75)
+    if failed:
+        raise InputError(
+            f"{failed} of {len(trials)} trials failed; {folder}/table.md says why, the same command retries"
+        )
+
+
+def write_tables(folder: Path, trials: list[Trial], content: Sweep) -> int:
+    """Write and print what came of a sweep; return how many trials failed."""
+    from cryo_monai.reports import write_sweep_page
+    from cryo_monai.sweeps.result_files import write_results
+    from cryo_monai.sweeps.trials import outcome_of
+
+    grid = [trial for trial in trials if "pretrained" not in trial.cell]
+    outcomes = [outcome_of(trial) for trial in grid]
+    write_results(outcomes, content.described(), folder)
+    page = write_sweep_page(outcomes, content.described(), folder)
+    print((folder / "table.md").read_text())
+    print(f"results: {folder}/results.csv, {folder}/table.md, {folder}/table.tex, {page}")
+    every = [outcome_of(trial) for trial in trials]
+    return sum(outcome.state == "failed" for outcome in every)
+
+
+def _run(trials: list[Trial], engine: str, address: str, workers: int, trials_per_gpu: int, retries: int) -> bool:
+    """Run what is not done; return False when it was stopped by a signal."""
+    from cryo_monai.sweeps.local_engine import LocalEngine, slots
+    from cryo_monai.sweeps.trials import forget_failure
+    from cryo_monai.sweeps.views import SweepView
+
+    for trial in trials:
+        forget_failure(trial)
+    view = SweepView(trials)
+    if engine == "ray":
+        from cryo_monai.sweeps.ray_engine import RayEngine
+
+        finished = RayEngine(address, workers=workers, trials_per_gpu=trials_per_gpu, retries=retries, tick=view).run(
+            trials
+        )
+    else:
+        finished = LocalEngine(slots(workers, trials_per_gpu), retries=retries, preload=PRELOADED, tick=view).run(
+            trials
+        )
+    view.close()
+    return finished
+
+
+def _places(data: str) -> dict[str, str]:
+    """Read ``simulated=DIR,noble=DIR``, or one folder for all."""
+    pairs = [part.partition("=") for part in split_list(data)]
+    return {name if equals else "": place if equals else name for name, equals, place in pairs}
+
+
+def _parts(only: str) -> dict[str, list[str]]:
+    """Read ``dataset=simulated|noble,seed=0``."""
+    parts: dict[str, list[str]] = {}
+    for part in split_list(only):
+        axis, equals, values = part.partition("=")
+        if not equals or not values:
+            raise UsageError(f"--only {only}: give AXIS=VALUE, or AXIS=VALUE|VALUE, separated by commas")
+        parts[axis] = values.split("|")
+    return parts
+
+
+def _simulate_missing(planner: Planner, content: Sweep, datasets: list[str]) -> None:
+    """Simulate what the sweep says how to, and is not given with --data."""
+    from cryo_monai.folders import LockedError
+    from cryo_monai.simulation_verbs import simulate
+
+    for name in datasets:
+        folder = planner.folder / "data" / name
+        if name in content.data and name not in planner.data and "" not in planner.data:
+            while True:
+                try:
+                    simulate(str(folder), **content.data[name])
+                    break
+                except LockedError:  # another sweep on this folder is at it
+                    time.sleep(1)

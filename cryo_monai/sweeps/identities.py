@@ -1,0 +1,151 @@
+"""What makes a trial the one it is: its configuration, its data, and the weights that it begins from.
+
+Where things lie and how they are computed (folders, devices, workers) is left out, so that a trial that was done keeps
+its name on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.datalists import gather
+from cryo_monai.datasets import items_fingerprint
+from cryo_monai.errors import InputError
+from cryo_monai.fetching import sha256_of
+from cryo_monai.files import atomic_write_text
+from cryo_monai.runs import CIRCUMSTANCES, PLACES
+from cryo_monai.volumes import stack_member
+from cryo_monai.weights import resolve_weights
+
+# Ids that say how a trial is computed, not what.
+HOW = ("device", "num_workers", "cache_device", "cache_dir", "save_execute_config", "download")
+KEY_LENGTH = 16
+
+
+def trial_key(bundle: Path, configuration: Mapping[str, Any], *, data: str, weights: str | None) -> str:
+    """Name a trial by the hash of its resolved configuration, data and initial weights.
+
+    Parameters
+    ----------
+    bundle : Path
+        Bundle folder; its name counts.
+    configuration : mapping
+        The bundle's configuration with overlays and ids, as a parser holds it before it resolves references.
+    data : str
+        Of `DataDigests`.
+    weights : str, optional
+        Of `WeightDigests`, or what stands for the weights of a training that is still to be done.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    left_out = (*CIRCUMSTANCES, *PLACES, *HOW)
+    kept = {key: value for key, value in configuration.items() if key not in left_out}
+    identity = {"bundle": bundle.name, "configuration": _plain(kept), "data": data, "weights": weights}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _plain(value: Any) -> Any:
+    """Leave out descriptions; write numbers that are equal alike."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items() if key != "_desc_"}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+class DataDigests:
+    """Digests of data sets, by content; those of files that did not change since are taken from a note.
+
+    Parameters
+    ----------
+    note : Path
+        JSON file of what was computed before.
+    """
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+        self._known: dict[str, str] = {}
+        if note.is_file():
+            try:
+                self._known = dict(json.loads(note.read_text()))
+            except ValueError:
+                note.unlink()  # damaged: computed anew
+
+    def of(self, place: Path) -> str:
+        """Digest an NPZ file, or the names, labels, sources and bytes of the volumes of a data set.
+
+        Raises
+        ------
+        InputError
+            When there is no data set, or a file of it cannot be read.
+        """
+        if place.is_file() and place.suffix == ".npz":
+            return self._remembered(f"{place} {_stamp(place)}", lambda: sha256_of(place))
+        data = gather(place)
+        items = [item for members in data.lists.values() for item in members]
+        try:
+            fingerprint = f"{data.place} {items_fingerprint(items)} {list(data.lists)} {data.class_names}"
+            return self._remembered(fingerprint, lambda: _digest(data.lists, data.class_names, place))
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    def _remembered(self, fingerprint: str, compute: Any) -> str:
+        key = hashlib.sha256(fingerprint.encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = compute()
+            atomic_write_text(self.note, json.dumps(self._known, indent=1) + "\n")
+        return self._known[key]
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(lists: Mapping[str, Any], class_names: Any, place: Path) -> str:
+    root = place if place.is_dir() else place.parent
+    contents: dict[Path, str] = {}
+    rows = []
+    for split, items in lists.items():
+        for item in items:
+            file = Path(stack_member(item["image"])[0])
+            if file not in contents:
+                contents[file] = sha256_of(file)
+            path = Path(item["path"])
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            rows.append([split, str(name), item["label"], item["source"], contents[file]])
+    text = json.dumps([sorted(rows, key=lambda row: row[:2]), list(class_names)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class WeightDigests:
+    """Digests of the weights that trials begin from; every file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def of(self, backbone: str, weights: str | None) -> str | None:
+        """Return the SHA-256 of the file that the id ``weights`` stands for; None for random weights.
+
+        Raises
+        ------
+        InputError
+            When it is not there.
+        """
+        if not weights:
+            return None
+        file, _ = resolve_weights(backbone, weights)
+        if not file.is_file():
+            raise InputError(f"{file}: no such file of weights")
+        if file not in self._known:
+            self._known[file] = sha256_of(file)
+        return self._known[file]

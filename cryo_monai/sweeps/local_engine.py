@@ -1,0 +1,236 @@
+"""Trials on this machine: one process each, so many at a time, a GPU each where there are GPUs.
+
+Processes are forked from a server that has imported everything, which takes longer than starting small trainings does.
+A trial is in a session of its own: Ctrl-C reaches the sweep alone, which asks its trials to save and end. When the
+sweep dies, the kernel asks them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from cryo_monai.completed_runs import is_done
+from cryo_monai.folders import LOCK, is_locked
+from cryo_monai.sweeps.plans import Trial
+from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, ending, failure_of, note_failure, run_trial
+
+TICK = 0.5  # seconds
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one trial at a time.
+
+    Attributes
+    ----------
+    device : str
+        What ``CUDA_VISIBLE_DEVICES`` is set to; empty leaves it as it is.
+    threads : int
+        CPU threads.
+    """
+
+    device: str = ""
+    threads: int = 1
+
+
+def slots(workers: int = 0, trials_per_gpu: int = 1) -> list[Slot]:
+    """Divide this machine among trials.
+
+    Parameters
+    ----------
+    workers : int
+        Trials at a time. By default one, or ``trials_per_gpu`` on each GPU.
+    trials_per_gpu : int
+        Trials that share a GPU, where there are GPUs.
+
+    Returns
+    -------
+    list of Slot
+        With the cores shared out evenly.
+    """
+    import torch
+
+    gpus: list[str] = []
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
+    places = [gpu for _ in range(max(1, trials_per_gpu)) for gpu in gpus] or [""] * max(1, workers)
+    if workers:
+        places = places[:workers]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [Slot(place, max(1, cores // len(places))) for place in places]
+
+
+class LocalEngine:
+    """Runs trials in processes of this machine.
+
+    Parameters
+    ----------
+    places : sequence of Slot
+        See `slots`.
+    retries : int
+        How often a trial whose process died, or that failed for no fault of the user's, is tried again.
+    preload : sequence of str
+        Modules that are imported once for all trials.
+    tick : callable, optional
+        Called about twice a second while trials run.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Slot],
+        *,
+        retries: int = 1,
+        preload: Sequence[str] = (),
+        tick: Callable[[], object] | None = None,
+    ) -> None:
+        self.free = list(places)
+        self.retries = retries
+        self.tick = tick or (lambda: None)
+        self.signals = 0
+        self._running: dict[int, tuple[Trial, Slot, ForkServerProcess]] = {}
+        self._attempts: dict[str, int] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["cryo_monai.sweeps.trials", *preload])
+
+    @property
+    def running(self) -> list[Trial]:
+        """Trials that this engine is at."""
+        return [trial for trial, _, _ in self._running.values()]
+
+    def run(self, trials: Sequence[Trial]) -> bool:
+        """Do all trials that are not done.
+
+        Parameters
+        ----------
+        trials : sequence of Trial
+            In this order, but that each waits for those that it comes after, and those that another process is at are
+            looked at again later.
+
+        Returns
+        -------
+        bool
+            False when a signal stopped it: then all running trials have saved and ended.
+        """
+        waiting = list(trials)
+        by_key = {trial.key: trial for trial in trials}
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while (waiting and not self.signals) or self._running:
+                waiting = [trial for trial in waiting if not self._is_settled(trial, by_key)]
+                while self.free and not self.signals:
+                    trial = next((trial for trial in waiting if self._can_start(trial, by_key)), None)
+                    if trial is None:
+                        break
+                    waiting.remove(trial)
+                    self.start(trial)
+                waiting += self.collect(TICK)
+                self.tick()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return not self.signals
+
+    def start(self, trial: Trial) -> None:
+        """Start a trial in a free place."""
+        slot = self.free.pop(0)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        process = self._context.Process(target=_work, args=(trial, slot), name=trial.key)
+        process.start()
+        self._attempts[trial.key] = self._attempts.get(trial.key, 0) + 1
+        self._running[process.sentinel] = (trial, slot, process)
+
+    def collect(self, seconds: float) -> list[Trial]:
+        """Wait for trials to end, for so long; return those that are to be tried again."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        again = []
+        for sentinel in wait(list(self._running), timeout=seconds):
+            trial, slot, process = self._running.pop(sentinel)  # type: ignore[arg-type]
+            process.join()
+            self.free.append(slot)
+            if self._is_to_be_tried_again(trial, process.exitcode or 0):
+                again.append(trial)
+            process.close()
+        return again
+
+    def stop(self, trial: Trial) -> None:
+        """Ask a running trial to save and end."""
+        for running, _, process in self._running.values():
+            if running.key == trial.key and process.pid:
+                os.kill(process.pid, signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signals += 1
+        if self.signals == 1:
+            print("saving what runs; once more ends it at once", file=sys.stderr, flush=True)
+        for trial in self.running:
+            self.stop(trial)
+
+    def _is_to_be_tried_again(self, trial: Trial, code: int) -> bool:
+        if code in (0, STOPPED) or (code < 0 and self.signals):
+            return False
+        if code == ELSEWHERE:
+            return True
+        failure = failure_of(trial)
+        if code == FAILED and failure and failure[1]:
+            return False
+        if self._attempts[trial.key] <= self.retries:
+            return True
+        note_failure(trial, failure[0] if failure else ending(code))
+        return False
+
+    def _is_settled(self, trial: Trial, by_key: dict[str, Trial]) -> bool:
+        """Whether nothing is left to do for a trial: it is done, or what it begins from failed."""
+        if is_done(trial.folder):
+            return True
+        broken = [key for key in trial.after if key not in map(_key, self.running) and self._has_failed(by_key[key])]
+        if broken:
+            note_failure(trial, f"trial {broken[0]}, whose weights it begins from, failed")
+        return bool(broken)
+
+    def _has_failed(self, trial: Trial) -> bool:
+        failure = failure_of(trial)
+        return failure is not None and failure[1] and not is_done(trial.folder)
+
+    def _can_start(self, trial: Trial, by_key: dict[str, Trial]) -> bool:
+        ready = all(is_done(by_key[key].folder) for key in trial.after)
+        return ready and not is_locked(trial.folder / LOCK)
+
+
+def _key(trial: Trial) -> str:
+    return trial.key
+
+
+def _work(trial: Trial, slot: Slot) -> None:
+    """What the process of a trial does."""
+    os.setsid()
+    _end_with_parent()
+    log = os.open(trial.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    if slot.device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.device
+    import torch
+
+    torch.set_num_threads(slot.threads)
+    sys.exit(run_trial(trial))
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the server that forked this process is gone, as it is when the sweep dies."""
+    if sys.platform.startswith("linux"):
+        libc: Any = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,303 @@
+"""A sweep file and where its data are -> trials: checked, named by what they are, and placed in folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from cryo_monai.errors import InputError, unwrapped_errors
+from cryo_monai.sweeps.identities import DataDigests, WeightDigests, trial_key
+from cryo_monai.sweeps.outcomes import Cell, Value
+from cryo_monai.sweeps.sweep_files import Setting, Sweep
+from cryo_monai.workflows import load_workflow
+
+DATASET = "dataset"
+PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of a bundle, to be done once.
+
+    Attributes
+    ----------
+    key : str
+        See `trial_key`.
+    cell : dict
+        Axis to the name of its value.
+    folder : Path
+        Run folder.
+    bundle : str
+        Bundle folder.
+    overlays : tuple of str
+        Overlay files.
+    ids : dict
+        Overrides.
+    max_epochs : int
+        That it trains for.
+    volumes : float
+        Volumes that an epoch passes through the network, those without gradient counting a third: its cost.
+    after : tuple of str
+        Keys of trials that have to be done before.
+    """
+
+    key: str
+    cell: Cell
+    folder: Path
+    bundle: str
+    overlays: tuple[str, ...]
+    ids: dict[str, Any]
+    max_epochs: int
+    volumes: float
+    after: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """What it costs beside others of the same network."""
+        return self.max_epochs * self.volumes
+
+    def command(self) -> str:
+        """Return the command that does, or goes on with, this trial alone."""
+        arguments = ["cryo-monai", "train", self.bundle, str(self.folder), "--idempotent", "True", "--report", "False"]
+        if self.overlays:
+            arguments += ["--overlays", ",".join(self.overlays)]
+        for name, value in self.ids.items():
+            arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        return shlex.join(arguments)
+
+
+class Planner:
+    """Makes trials of a sweep; data sets are checked, and read for their digest, once each.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Of `read_sweep`.
+    output_dir : path
+        Of the sweep: trials go to ``trials/KEY`` in it.
+    data : mapping
+        Data set to its folder or file; ``""`` to a folder for all others.
+    ids : mapping
+        Overrides for all trials; ``weights`` only replaces ``"video"`` and ``"image"``.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        output_dir: str | os.PathLike[str],
+        *,
+        data: Mapping[str, str | os.PathLike[str]],
+        ids: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.sweep = sweep
+        self.folder = Path(output_dir).resolve()
+        self.data = {name: Path(place).resolve() for name, place in data.items()}
+        self.ids = dict(ids or {})
+        self._digests = DataDigests(self.folder / "data_digests.json")
+        self._weights = WeightDigests()
+        self._checked: dict[tuple[Any, ...], dict[str, int]] = {}
+        self._pretrained: dict[str, Trial] = {}
+
+    def cells(self, only: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Value]]:
+        """Return the cells of the grid, in order, but those that the sweep leaves out, or that are not asked for.
+
+        Parameters
+        ----------
+        only : mapping, optional
+            Axis to the names of its values that are wanted.
+
+        Raises
+        ------
+        InputError
+            For an axis or a value that there is not, or when nothing is left.
+        """
+        wanted = dict(only or {})
+        for axis, names in wanted.items():
+            there = [value.name for value in self.sweep.axes.get(axis, [])]
+            if not there:
+                raise InputError(f"{self.sweep.path}: no axis {axis!r}; there are {', '.join(self.sweep.axes)}")
+            for name in names:
+                if not any(_same(name, value) for value in there):
+                    listed = ", ".join(map(str, there))
+                    raise InputError(f"{self.sweep.path}: axis {axis} has no value {name!r}; there are {listed}")
+        kept = [
+            cell
+            for cell in self._grid()
+            if not any(_matches(cell, condition) for condition in self.sweep.leave_out) and _matches(cell, wanted)
+        ]
+        if not kept:
+            raise InputError(f"{self.sweep.path}: no trial is left")
+        return kept
+
+    def _grid(self) -> Iterator[dict[str, Value]]:
+        for values in product(*self.sweep.axes.values()):
+            yield dict(zip(self.sweep.axes, (value.name for value in values), strict=True))
+
+    def datasets(self, cells: Sequence[Cell]) -> list[str]:
+        """Return the names of the data sets that some cells need, those of pre-training first."""
+        names = [
+            self.sweep.pretrained[name][0] for cell in cells for name in self._pretraining_of(self._settings(cell))
+        ]
+        names += [str(cell[DATASET]) for cell in cells if DATASET in cell]
+        return list(dict.fromkeys(names))
+
+    def plan(self, cells: Sequence[Cell]) -> list[Trial]:
+        """Return the trials of some cells, and first those whose weights they begin from.
+
+        Raises
+        ------
+        InputError
+            In one line, or one line per problem, for whatever would stop a trial before its first step: ids, overlays,
+            data, weights; when two cells are the same trial.
+        """
+        trials = [self.trial(cell, self._settings(cell)) for cell in cells]
+        by_key: dict[str, Trial] = {}
+        for trial in trials:
+            other = by_key.setdefault(trial.key, trial)
+            if other is not trial:
+                raise InputError(
+                    f"{self.sweep.path}: {named(other.cell)} and {named(trial.cell)} are the same trial; "
+                    "an axis changes nothing there"
+                )
+        return [*self._pretrained.values(), *trials]
+
+    def trial(self, cell: Cell, settings: Sequence[Setting]) -> Trial:
+        """Make a trial of a cell and the settings that it stands for, later ones going first."""
+        bundle = next((setting.bundle for setting in reversed(settings) if setting.bundle), None)
+        if bundle is None:
+            raise InputError(f"{self.sweep.path}: no bundle for {named(cell)}")
+        overlays = tuple(str(overlay) for setting in settings for overlay in setting.overlays)
+        ids = {name: value for setting in settings for name, value in setting.ids.items()}
+        given = {name: value for name, value in self.ids.items() if name != "weights"}
+        ids |= given
+        place = self._place(cell)
+        if place is not None:
+            ids["dataset_dir"] = str(place)
+        before = self._pretraining_of(settings)
+        if before:
+            ids["weights"] = str(self._pretraining(before[0]).folder / "models" / "model.pt")
+        parser = self._parser(bundle, overlays, ids, cell)
+        if not before and "weights" in self.ids and parser.get("weights") in ("video", "image"):
+            ids["weights"] = str(Path(self.ids["weights"]).resolve())
+            parser = self._parser(bundle, overlays, ids, cell)
+        configuration = copy.deepcopy(parser.get())  # as it is before references are resolved
+        counts, data = self._data(cell, parser)
+        with _about(cell):
+            weights = (
+                f"trial {self._pretraining(before[0]).key}"
+                if before
+                else self._weights.of(parser.get_parsed_content("backbone"), parser.get("weights"))
+            )
+        key = trial_key(bundle, configuration, data=data, weights=weights)
+        labelled = counts["training"] * parser.get("label_fraction", 1.0)
+        return Trial(
+            key=key,
+            cell=dict(cell),
+            folder=self.folder / "trials" / key,
+            bundle=str(bundle),
+            overlays=overlays,
+            ids=ids,
+            max_epochs=parser.get_parsed_content("max_epochs"),
+            volumes=labelled + counts["validation"] / 3,
+            after=(self._pretraining(before[0]).key,) if before else (),
+        )
+
+    def _settings(self, cell: Cell) -> list[Setting]:
+        chosen = [
+            next(value for value in values if _same(str(cell[axis]), value.name))
+            for axis, values in self.sweep.axes.items()
+        ]
+        return [self.sweep.base, *chosen]
+
+    def _parser(self, bundle: Path, overlays: Sequence[str], ids: Mapping[str, Any], cell: Cell) -> ConfigParser:
+        with _about(cell):
+            return load_workflow(bundle, "train", overlays=overlays, overrides=ids).parser
+
+    def _place(self, cell: Cell) -> Path | None:
+        """Return where the data of a cell are; None where ids say it."""
+        if DATASET not in cell:
+            return None
+        name = str(cell[DATASET])
+        place = self.data.get(name, self.data.get(""))
+        if place is None and name in self.sweep.data:
+            place = self.folder / "data" / name
+        if place is None and "dataset_dir" not in self.ids:
+            raise InputError(
+                f"{name}: no data; give --data {name}=DIR, or leave it out: --only {DATASET}="
+                + "|".join(str(value.name) for value in self.sweep.axes[DATASET] if value.name != name)
+            )
+        return place
+
+    def _data(self, cell: Cell, parser: ConfigParser) -> tuple[dict[str, int], str]:
+        """Check the data of a trial, count them by split, and digest them."""
+        place = Path(parser.get_parsed_content("dataset_dir"))
+        options = ("dataset_name", "dataset_size", "num_classes", "split", "split_by", "permissive", "nan")
+        key = (str(place), *(str(parser.get(name)) for name in options))
+        if key not in self._checked:
+            configuration = copy.deepcopy(parser.get()) | {"label_fraction": 1.0}
+            with _about(cell), unwrapped_errors():
+                lists = ConfigParser(configuration).get_parsed_content("datalist")
+            self._checked[key] = {split: len(lists[split]) for split in ("training", "validation", "test")}
+        if parser.get("dataset_name"):
+            size = parser.get_parsed_content("dataset_size")
+            place = place / (parser.get_parsed_content("dataset_name") + ("" if size == 28 else f"_{size}") + ".npz")
+        return self._checked[key], self._digests.of(place)
+
+    def _pretraining_of(self, settings: Sequence[Setting]) -> list[str]:
+        """Return the name of the pre-training whose weights these settings ask for, if any."""
+        wanted = [setting.ids["weights"] for setting in settings if "weights" in setting.ids][-1:]
+        names = [str(value).partition(":")[2] for value in wanted if str(value).startswith(f"{PRETRAINED}:")]
+        for name in names:
+            if name not in self.sweep.pretrained:
+                there = ", ".join(self.sweep.pretrained) or "none"
+                raise InputError(f"{self.sweep.path}: no pre-training {name!r}; there are {there}")
+        return names
+
+    def _pretraining(self, name: str) -> Trial:
+        if name not in self._pretrained:
+            dataset, setting = self.sweep.pretrained[name]
+            cell = {PRETRAINED: name, DATASET: dataset}
+            self._pretrained[name] = self.trial(cell, [self.sweep.base, setting])
+        return self._pretrained[name]
+
+
+def named(cell: Cell) -> str:
+    """Write a cell in one line: ``dataset simulated, label_fraction 0.25, seed 0``."""
+    return ", ".join(f"{axis} {value}" for axis, value in cell.items())
+
+
+@contextmanager
+def _about(cell: Cell) -> Iterator[None]:
+    """Say which cell an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{named(cell)}: {error}") from error
+
+
+def _same(text: str, value: Value) -> bool:
+    """Whether a name from the command line is this value: 1 and 1.0 are."""
+    if str(value) == str(text):
+        return True
+    try:
+        return not isinstance(value, str) and float(text) == float(value)
+    except ValueError:
+        return False
+
+
+def _matches(cell: Cell, condition: Mapping[str, Any]) -> bool:
+    for axis, wanted in condition.items():
+        values = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        if not any(_same(str(value), cell[axis]) for value in values):
+            return False
+    return True
