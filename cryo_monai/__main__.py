@@ -38,8 +38,8 @@ def train(
         output_dir: run folder for checkpoints (models/), metrics.json, metrics.csv, tensorboard/ and run.json.
         overlays: comma-separated JSON files that change the recipe, such as configs/quickstart.json.
         resume: go on with the run in output_dir; what it was started with need not be given again.
-        idempotent: do what is missing, if anything: begin, go on, or score; for queues that may call it again. Ends with
-            DONE in output_dir.
+        idempotent: do what is missing, if anything: begin, go on, or score, and leave the file DONE; for queues, which
+            may make the same call again.
         tracking: mlflow keeps losses, metrics and parameters in mlruns.db in output_dir, or at MLFLOW_TRACKING_URI.
         report: False ends after training; evaluate and report do the rest.
         ids: any id of the bundle's train.json: --dataset_dir DIR, --num_classes N (10 in the cryo-ET bundle), --seed,

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryo_monai.command_line import UsageError, counted, late_bar, split_list
+from cryo_monai.command_line import UsageError, split_list
 
 if TYPE_CHECKING:
     from cryo_monai.sweeps.plans import Planner, Trial

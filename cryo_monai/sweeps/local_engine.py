@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -101,6 +102,7 @@ class LocalEngine:
         self.signals = 0
         self._running: dict[int, tuple[Trial, Slot, ForkServerProcess]] = {}
         self._attempts: dict[str, int] = {}
+        self._stopped: set[str] = set()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cryo_monai.sweeps.trials", *preload])
 
@@ -125,8 +127,7 @@ class LocalEngine:
         """
         waiting = list(trials)
         by_key = {trial.key: trial for trial in trials}
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with self.listening():
             while (waiting and not self.signals) or self._running:
                 waiting = [trial for trial in waiting if not self._is_settled(trial, by_key)]
                 while self.free and not self.signals:
@@ -137,10 +138,17 @@ class LocalEngine:
                     self.start(trial)
                 waiting += self.collect(TICK)
                 self.tick()
+        return not self.signals
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count signals meanwhile, and pass them on: at the first, running trials save and end."""
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return not self.signals
 
     def start(self, trial: Trial) -> None:
         """Start a trial in a free place."""
@@ -149,6 +157,7 @@ class LocalEngine:
         process = self._context.Process(target=_work, args=(trial, slot), name=trial.key)
         process.start()
         self._attempts[trial.key] = self._attempts.get(trial.key, 0) + 1
+        self._stopped.discard(trial.key)
         self._running[process.sentinel] = (trial, slot, process)
 
     def collect(self, seconds: float) -> list[Trial]:
@@ -168,6 +177,7 @@ class LocalEngine:
 
     def stop(self, trial: Trial) -> None:
         """Ask a running trial to save and end."""
+        self._stopped.add(trial.key)
         for running, _, process in self._running.values():
             if running.key == trial.key and process.pid:
                 os.kill(process.pid, signal.SIGTERM)
@@ -180,7 +190,7 @@ class LocalEngine:
             self.stop(trial)
 
     def _is_to_be_tried_again(self, trial: Trial, code: int) -> bool:
-        if code in (0, STOPPED) or (code < 0 and self.signals):
+        if code in (0, STOPPED) or (code < 0 and (self.signals or trial.key in self._stopped)):
             return False
         if code == ELSEWHERE:
             return True
@@ -215,7 +225,7 @@ def _key(trial: Trial) -> str:
 
 
 def _work(trial: Trial, slot: Slot) -> None:
-    """What the process of a trial does."""
+    """Do a trial in a process of its own, which ends as `run_trial` says."""
     os.setsid()
     _end_with_parent()
     log = os.open(trial.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -212,6 +212,10 @@ class Planner:
             after=(self._pretraining(before[0]).key,) if before else (),
         )
 
+    def changed(self, cell: Cell, ids: Mapping[str, Any]) -> Trial:
+        """Make the trial of a cell with further ids, which go before those of the sweep."""
+        return self.trial(cell, [*self._settings(cell), Setting("", ids=dict(ids))])
+
     def _settings(self, cell: Cell) -> list[Setting]:
         chosen = [
             next(value for value in values if _same(str(cell[axis]), value.name))

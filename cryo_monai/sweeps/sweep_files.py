@@ -174,9 +174,8 @@ class _Reader:
             raise InputError(f"{self.file}: {place}: 'overlays' is not a list")
         if not isinstance(ids, dict):
             raise InputError(f"{self.file}: {place}: 'ids' is not an object")
-        own = ids.get(axis)
         return Setting(
-            name=own if _is_value(own) else name,
+            name=ids[axis] if _is_value(ids.get(axis)) else name,
             bundle=self.path(place, value["bundle"]) if "bundle" in value else None,
             overlays=tuple(self.path(place, overlay) for overlay in overlays),
             ids=dict(ids),

@@ -1,4 +1,4 @@
-"""What a terminal shows of a sweep while it runs: the cells so far, what each running trial is at, and the time left."""
+"""What a terminal shows of a sweep while it runs: the cells so far, where each trial is, and the time left."""
 
 from __future__ import annotations
 
