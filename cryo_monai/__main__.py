@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cryo_monai.budget_verbs import budget
 from cryo_monai.command_line import (
     UsageError,
     Verbs,
@@ -253,6 +254,7 @@ VERBS: Verbs = {
     "check": check,
     "control": control,
     "sweep": sweep,
+    "budget": budget,
     "train": train,
     "evaluate": evaluate,
     "report": make_report,

@@ -19,6 +19,8 @@ GROUPS = {
         "mrc_reader",
         "montages",
         "volumes",
+        "volume_caches",
+        "volume_parts",
         "datasets",
         "splits",
         "label_fractions",
@@ -86,6 +88,7 @@ GROUPS = {
         "projections",
         "separability",
         "significance",
+        "budgets",
     ],
     "show": [
         "previews",
@@ -102,7 +105,9 @@ GROUPS = {
         "particle_verbs",
         "dataset_verbs",
         "report_verbs",
+        "budget_verbs",
         "sweep_verbs",
+        "search_verbs",
         "__main__",
     ],
 }
