@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from cryo_monai.budget_verbs import budget as verb
-from cryo_monai.command_line import run
-from cryo_monai.errors import InputError
 from cryo_monai.budgets.answers import (
     answer_text,
     budget_lines,
@@ -20,6 +18,8 @@ from cryo_monai.budgets.answers import (
 )
 from cryo_monai.budgets.planning import Budget, plan_budget
 from cryo_monai.budgets.results import read_groups
+from cryo_monai.command_line import run
+from cryo_monai.errors import InputError
 from cryo_monai.reports.budget_pages import panels_of, verdict_of, write_budget_page
 
 FRACTIONS = (0.05, 0.1, 0.25, 1.0)

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cryo_monai.files import atomic_write_text
-from cryo_monai.budgets.planning import EXTRAPOLATED, LIMIT, Budget, Comparison, Estimate, GroupBudget, Target, estimate
 from cryo_monai.budgets.learning_curves import LEVEL
+from cryo_monai.budgets.planning import EXTRAPOLATED, LIMIT, Budget, Comparison, Estimate, GroupBudget, Target, estimate
+from cryo_monai.files import atomic_write_text
 
 # Standard errors between a curve and the mean of a size from which on it is said.
 MISFIT_NOTED = 2.5

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cryo_monai.errors import InputError
+from cryo_monai.budgets.learning_curves import LEVEL, LearningCurve, fit_curve
 from cryo_monai.budgets.results import LabelledGroup, read_groups
 from cryo_monai.budgets.savings import label_ratios
 from cryo_monai.budgets.trials import SAME_SIZE, Floats, NoCurveError
-from cryo_monai.budgets.learning_curves import LEVEL, LearningCurve, fit_curve
+from cryo_monai.errors import InputError
 
 # Times the most labels that were tried: beyond the first, numbers are marked; beyond the second, none are given.
 EXTRAPOLATED, LIMIT = 2.0, 10.0

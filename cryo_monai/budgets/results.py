@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cryo_monai.errors import InputError
 from cryo_monai.budgets.trials import Trials
+from cryo_monai.errors import InputError
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 # Columns that are no axis; in the results of a sweep the axes stand before the first of them.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cryo_monai.budgets.trials import SAME_SIZE, Floats, Indices, log_odds
 from cryo_monai.budgets.learning_curves import Evidence, LearningCurve, log_normal, resample
+from cryo_monai.budgets.trials import SAME_SIZE, Floats, Indices, log_odds
 
 Booleans = npt.NDArray[np.bool_]
 
