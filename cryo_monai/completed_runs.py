@@ -55,7 +55,7 @@ def complete_run(
             return False
         resume = has_state(folder)
         train_held(bundle, folder, overlays=overlays, resume=resume, tracking=tracking, ids=ids or {})
-        evaluation_of(folder)
+        evaluation_of(folder, pictures=False)  # they take seconds, and nobody looks at those of a grid
         mark = {"evaluation_sha256": sha256_of(folder / "evaluation.json")}
         atomic_write_text(folder / DONE, json.dumps(mark, indent=1) + "\n")
     return True

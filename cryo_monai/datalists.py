@@ -20,8 +20,10 @@ from cryo_monai.splits import SPLIT_BY, split_items
 from cryo_monai.splits import SPLITS as SPLITS
 from cryo_monai.splits import Item as Item
 from cryo_monai.splits import stratified_split as stratified_split
+from cryo_monai.volume_caches import VolumeCache, volume_key
 from cryo_monai.volumes import (
     VOLUME_SUFFIXES,
+    LoadVolumed,
     check_volume_file,
     checked_volume,
     is_volume_file,
@@ -31,6 +33,7 @@ from cryo_monai.volumes import (
 )
 
 Datalist = dict[str, Any]
+Lists = Mapping[str, Sequence[Item]]
 
 
 def load_datalist(
@@ -43,6 +46,7 @@ def load_datalist(
     label_fraction: float = 1.0,
     permissive: bool = False,
     nan: str = "error",
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Datalist:
     """Read a labelled data set and check everything that can be checked without reading voxels.
 
@@ -68,6 +72,8 @@ def load_datalist(
     nan : str
         See `checked_volume`. A list of problems that is made anyway includes voxels that are not finite, unless they
         are to be filled; otherwise voxels are checked where they are read once, by `CachedVolumes`.
+    cache_dir : path, optional
+        Of `CachedVolumes`: headers of files that are in it, and have not changed since, are not read again.
 
     Returns
     -------
@@ -96,7 +102,8 @@ def load_datalist(
             f"{dataset_dir}: {len(data.class_names)} classes ({', '.join(data.class_names)}), but the network has "
             f"{num_classes}; add --num_classes {len(data.class_names)}"
         )
-    _raise_problems(Path(dataset_dir), problems, lists, permissive, nan)
+    cache = VolumeCache(cache_dir, LoadVolumed("image", nan=nan, permissive=permissive))
+    _raise_problems(Path(dataset_dir), problems, lists, permissive, nan, cache)
     lists = {**lists, "training": labelled_subset(lists["training"], label_fraction, seed)}
     return {name: numbered(lists[name]) for name in SPLITS} | {"class_names": list(data.class_names)}
 
@@ -269,10 +276,10 @@ def label_problems(lists: Mapping[str, Sequence[Item]], class_names: Sequence[st
 
 
 def _raise_problems(
-    source: Path, problems: Sequence[str], lists: Mapping[str, Sequence[Item]], permissive: bool, nan: str
+    source: Path, problems: Sequence[str], lists: Lists, permissive: bool, nan: str, cache: VolumeCache
 ) -> None:
     """Raise what is wrong with the files and what was known before, if anything is; then voxels are looked at too."""
-    every = [*problems, *file_problems(lists, permissive)]
+    every = [*problems, *file_problems(lists, permissive, cache)]
     if not every:
         return
     named = "\n".join(every)
@@ -285,8 +292,11 @@ def _raise_problems(
     raise DatasetError(str(source), every)
 
 
-def file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list[str]:
-    """Say, one line each, which files cannot be read or have another box size than the first."""
+def file_problems(lists: Lists, permissive: bool, cache: VolumeCache | None = None) -> list[str]:
+    """Say, one line each, which files cannot be read or have another box size than the first.
+
+    Of files in a cache, which are as they were when they were read, the shape is taken from there.
+    """
     problems = []
     shapes: dict[tuple[int, int, int], str] = {}
     seen: dict[str, str] = {}
@@ -300,7 +310,8 @@ def file_problems(lists: Mapping[str, Sequence[Item]], permissive: bool) -> list
                 continue
             seen[real] = name
             try:
-                shape = check_volume_file(path, permissive=permissive)
+                known = cache.shape(volume_key(path)) if cache else None
+                shape = known or check_volume_file(path, permissive=permissive)
             except InputError as error:
                 problems.append(str(error))
                 continue

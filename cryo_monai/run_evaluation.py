@@ -17,7 +17,7 @@ from cryo_monai.tracking import track_test_metrics
 from cryo_monai.workflows import load_workflow, run_workflow
 
 # Ids that do not change what is scored.
-_HOW = ("device", "batch_size", "num_workers", "progress", "cache_device")
+_HOW = ("device", "batch_size", "num_workers", "progress", "cache_device", "cache_dir", "pictures")
 
 
 def evaluate_run(
@@ -61,11 +61,18 @@ def evaluate_run(
     return numbers
 
 
-def evaluation_of(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def evaluation_of(run_dir: str | os.PathLike[str], *, pictures: bool = True) -> dict[str, Any]:
     """Return the evaluation of a run's best checkpoint on its test split.
 
     The test split is scored once: again only when the checkpoint, or the volumes and their labels, are no longer those
     that ``evaluation.json`` is of.
+
+    Parameters
+    ----------
+    run_dir : path
+        A run folder.
+    pictures : bool
+        Draw for TensorBoard, when it is scored.
 
     Raises
     ------
@@ -73,7 +80,9 @@ def evaluation_of(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
         As `evaluate_run`.
     """
     folder, _ = read_run(run_dir)
-    return read_json(folder / "evaluation.json") if _is_scored(folder) else evaluate_run(run_dir)
+    if _is_scored(folder):
+        return read_json(folder / "evaluation.json")
+    return evaluate_run(run_dir, ids={} if pictures else {"pictures": False})
 
 
 def _is_scored(folder: Path) -> bool:

@@ -26,7 +26,7 @@ Paths = Sequence[str | os.PathLike[str]]
 CONFIGURATION = "configuration.json"
 PLACES = ("dataset_dir", "weights")  # ids that name files, kept as absolute paths
 # Ids that differ between a run and its continuation without making it another.
-CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "progress", "_meta_", "run_name")
+CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "cache_dir", "progress", "_meta_", "run_name")
 
 
 def train_bundle(

@@ -1,7 +1,8 @@
 """Run folders made without training: true to the format, and small."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cryo_monai.calibration import at_temperature
 from cryo_monai.datalists import load_datalist
 from cryo_monai.evaluations import EvaluationReport
 from cryo_monai.mrc import write_mrc
+from cryo_monai.sweeps.outcomes import Cell, Outcome
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "subtomogram_classification"
 SPLITS = ("training", "validation", "test")
@@ -131,3 +133,67 @@ def _evaluate(
     )
     report.attach(engine)
     engine.run([list(range(start, min(start + 16, len(items)))) for start in range(0, len(items), 16)])
+
+
+GRID = {
+    "dataset": ["simulated", "real"],
+    "label_fraction": [0.25, 1.0],
+    "initialisation": ["random", "video"],
+    "seed": [0, 1, 2, 3, 4],
+}
+
+
+def fabricate_trial(
+    folder: Path,
+    cell: Cell,
+    *,
+    accuracy: float | None = 0.8,
+    auc: float | None = 0.95,
+    val_accuracies: Sequence[float] = (0.4, 0.6, 0.7),
+    seconds: float = 30.0,
+    num_train: int = 100,
+    environment: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Write what of a trial's run folder is read for the tables of a sweep: three files of JSON."""
+    folder.mkdir(parents=True)
+    history = [
+        {"epoch": n, "lr": 1e-3, "train_loss": 2 / n, "val_accuracy": value, "key_metric": value, "seconds": seconds}
+        for n, value in enumerate(val_accuracies, 1)
+    ]
+    versions = {"cryo_monai": "0.2.0", "torch": "2.10", "device": "cpu", "threads": 1, **(environment or {})}
+    best = max(history, key=lambda row: row["val_accuracy"])
+    scores = {"num_volumes": 60, "accuracy": accuracy, "auc": auc, "balanced_accuracy": accuracy, "macro_f1": accuracy,
+              "per_class": {name: {} for name in "abcde"}}  # fmt: skip
+    contents = {
+        "metrics.json": {"best_epoch": best["epoch"], "best": best, "environment": versions, "history": history},
+        "evaluation.json": scores,
+        "run.json": {"data": {"num_volumes": {"training": num_train, "validation": 40, "test": 60}}},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    return Outcome(dict(cell), folder, "done")
+
+
+def fabricate_sweep(folder: Path, axes: Mapping[str, Sequence[Any]] = GRID, *, epochs: int = 12) -> list[Outcome]:
+    """Write the trials of a grid, all done: better with more labels, and from video sooner and better."""
+    outcomes = []
+    for number, values in enumerate(product(*axes.values())):
+        cell = dict(zip(axes, values, strict=True))
+        fraction, seed = float(cell.get("label_fraction", 1.0)), int(cell.get("seed", 0))
+        video = cell.get("initialisation") == "video"
+        rng = np.random.default_rng([seed, number])
+        top = 1 - (0.03 if video else 0.08) / fraction**0.5 + 0.01 * rng.normal()
+        pace = 2.0 if video else 3.0
+        curve = [round(float(top - 0.5 * np.exp(-n / pace) + 0.01 * rng.normal()), 6) for n in range(1, epochs + 1)]
+        outcomes.append(
+            fabricate_trial(
+                folder / "trials" / f"{number:016x}",
+                cell,
+                accuracy=round(float(top - 0.02), 6),
+                auc=round(float(1 - (1 - top) / 5), 6),
+                val_accuracies=curve,
+                seconds=30.0 + seed,
+                num_train=round(2000 * fraction),
+            )
+        )
+    return outcomes

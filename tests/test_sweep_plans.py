@@ -228,7 +228,9 @@ def test_table_1_is_the_grid_and_the_schedules_of_the_paper(
     seen = set()
     for trial in trials:
         parser = load_workflow(trial.bundle, "train", overlays=trial.overlays, overrides=trial.ids).parser
-        ids = {name: parser[name] for name in ("max_epochs", "lr", "lr_milestones", "batch_size", "num_classes", "seed")}
+        ids = {
+            name: parser[name] for name in ("max_epochs", "lr", "lr_milestones", "batch_size", "num_classes", "seed")
+        }
         video = trial.cell["initialisation"] == "video"
         assert ids["max_epochs"] == (30 if video else 100)
         assert ids["lr"] == (1e-4 if video else 1e-3)

@@ -58,7 +58,7 @@ def slots(workers: int = 0, trials_per_gpu: int = 1) -> list[Slot]:
     Returns
     -------
     list of Slot
-        With the cores shared out evenly.
+        With the threads that torch would use shared out evenly.
     """
     import torch
 
@@ -69,8 +69,7 @@ def slots(workers: int = 0, trials_per_gpu: int = 1) -> list[Slot]:
     places = [gpu for _ in range(max(1, trials_per_gpu)) for gpu in gpus] or [""] * max(1, workers)
     if workers:
         places = places[:workers]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [Slot(place, max(1, cores // len(places))) for place in places]
+    return [Slot(place, max(1, torch.get_num_threads() // len(places))) for place in places]
 
 
 class LocalEngine:

@@ -191,6 +191,8 @@ class Planner:
             ids["weights"] = str(Path(self.ids["weights"]).resolve())
             parser = self._parser(bundle, overlays, ids, cell)
         configuration = copy.deepcopy(parser.get())  # as it is before references are resolved
+        if "cache_dir" in parser:
+            ids.setdefault("cache_dir", str(self.folder / "cache"))
         counts, data = self._data(cell, parser)
         with _about(cell):
             weights = (
