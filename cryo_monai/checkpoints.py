@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,18 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
-from torch import nn
+from torch import Tensor, nn
 
 from cryo_monai.datasets import ResumableSampler
 from cryo_monai.errors import InputError
 from cryo_monai.files import TEMPORARY, atomic_save
 from cryo_monai.history import History
+from cryo_monai.metrics import gathered_sums, spread_sums
 from cryo_monai.networks import VideoClassifier, read_description
+from cryo_monai.parallel import in_order, is_first, largest, num_ranks, rank
 from cryo_monai.weight_files import load_tensors
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; run again with resume
@@ -99,7 +103,9 @@ def load_checkpoint(network: VideoClassifier, path: str | os.PathLike[str]) -> V
 class CheckpointHandler:
     """Trainer handler: save after every epoch and on a signal, resume exactly.
 
-    Put it last among the handlers, so that what it saves includes what the others did at the end of the epoch.
+    Put it last among the handlers, so that what it saves includes what the others did at the end of the epoch. Of
+    several ranks each loads, the first alone saves, and a signal to one stops all after the same iteration. A training
+    can go on with another number of ranks.
 
     Parameters
     ----------
@@ -156,6 +162,8 @@ class CheckpointHandler:
         self.resume = resume
         self.recipe = dict(recipe or {})
         self.signal: int | None = None
+        self._signalled = 0.0
+        self._parent = 0
         self._previous_handlers: dict[int, Any] = {}
         self._unfinished: dict[str, Any] | None = None
 
@@ -180,23 +188,28 @@ class CheckpointHandler:
 
     def _start(self, engine: Engine) -> None:
         self.network.set_class_names(self.class_names)
-        for leftover in self.folder.glob(f"*{TEMPORARY}"):
-            leftover.unlink()
+        if is_first():
+            for leftover in self.folder.glob(f"*{TEMPORARY}"):
+                leftover.unlink()
         if self.resume:
             self._resume(engine)
-        elif self.last.exists():
+        elif is_first() and self.last.exists():
             kept = self.folder / "superseded.pt"
             os.replace(self.last, kept)
             self.previous.unlink(missing_ok=True)
             logger.warning("%s: an earlier run was here; its last state is kept as %s", self.folder, kept.name)
+        self._parent = os.getppid()
         if threading.current_thread() is threading.main_thread():
             self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        # A second signal ends the process at once.
-        self._restore_signal_handlers()
-        logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._signalled = number, now
+            logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
+        elif now > self._signalled + 1.0:  # sooner it is the same one: Slurm and torchrun may both send it
+            self._restore_signal_handlers()
+            os.kill(os.getpid(), number)
 
     def _restore_signal_handlers(self) -> None:
         for number, handler in self._previous_handlers.items():
@@ -217,6 +230,7 @@ class CheckpointHandler:
     def _resume(self, engine: Engine) -> None:
         state = self._read_newest()
         if state is None:
+            self._refuse_other_states(0)
             logger.info("%s: nothing to resume, starting anew", self.folder)
             return
         old, new = state["recipe"], self.recipe
@@ -228,6 +242,7 @@ class CheckpointHandler:
                 f"{self.last}: was trained with {state['epoch_length']} batches an epoch, "
                 f"the data now give {engine.state.epoch_length}"
             )
+        self._refuse_other_states(state["iteration"])
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         engine.state.iteration = state["iteration"]
@@ -237,41 +252,64 @@ class CheckpointHandler:
         self._unfinished = state if done else None
         logger.info("%s: resuming after epoch %d, iteration %d", self.last, engine.state.epoch, state["iteration"])
 
+    def _refuse_other_states(self, iteration: int) -> None:
+        if largest(iteration) != -largest(-iteration):
+            raise InputError(f"{self.folder}: ranks see different files there; put it where every machine sees it")
+
     def _restore_unfinished_epoch(self, engine: Engine) -> None:
         """Go on with dropout's random numbers and the metrics' sums, which the start of the epoch has set anew."""
         if self._unfinished is not None:
-            torch.set_rng_state(self._unfinished["random_state"])
+            saved: Tensor = self._unfinished["random_state"]
+            states = saved.reshape(-1, saved.shape[-1])
+            torch.set_rng_state(states[rank() % len(states)])
             for name, metric in self.metrics.items():
-                metric.load_state_dict(self._unfinished["metrics"][name])
+                metric.load_state_dict(spread_sums(self._unfinished["metrics"][name]))
             self._unfinished = None
 
     def _state(self, engine: Engine) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts.items()} | {
             "iteration": engine.state.iteration,
             "epoch_length": engine.state.epoch_length,
-            "random_state": torch.get_rng_state(),
-            "metrics": {name: dict(metric.state_dict()) for name, metric in self.metrics.items()},
+            "random_state": in_order(torch.get_rng_state()[None]),
+            "metrics": {name: gathered_sums(metric.state_dict()) for name, metric in self.metrics.items()},
             "recipe": self.recipe,
         }
 
-    def _stop(self, engine: Engine) -> None:
-        name = signal.Signals(self.signal or 0).name
+    def _save_last(self, engine: Engine) -> None:
+        state = self._state(engine)  # which all ranks make together
+        if is_first():
+            atomic_save(state, self.last, keep=self.previous)
+
+    def _agreed_signal(self) -> int:
+        """Return a signal that any rank got, or 0."""
+        # Without torchrun nobody would end these processes, nor keep others from starting.
+        orphaned = dist.is_torchelastic_launched() and os.getppid() != self._parent
+        return largest(self.signal or (signal.SIGTERM if orphaned else 0))
+
+    def _stop(self, number: int) -> None:
+        name = signal.Signals(number).name
         logger.warning("%s: saved %s; go on with --resume True", name, self.last)
+        self._restore_signal_handlers()
+        if num_ranks() > 1:
+            # torchrun ends the other ranks as soon as one has ended: all is saved by then.
+            for caught in SIGNALS:
+                signal.signal(caught, signal.SIG_IGN)
+            largest(0)
         raise SystemExit(EXIT_CODE)
 
     def _stop_on_signal(self, engine: Engine) -> None:
         # At the end of an epoch, validation and the learning rate come first: see _save_epoch.
-        if self.signal is not None and engine.state.iteration % engine.state.epoch_length:
-            atomic_save(self._state(engine), self.last, keep=self.previous)
-            self._stop(engine)
+        if engine.state.iteration % engine.state.epoch_length and (number := self._agreed_signal()):
+            self._save_last(engine)
+            self._stop(number)
 
     def _save_epoch(self, engine: Engine) -> None:
         # First: who is killed between the two redoes this epoch, to the same weights.
         if self.history.best_epoch == engine.state.epoch:
             self._save_model()
-        atomic_save(self._state(engine), self.last, keep=self.previous)
-        if self.signal is not None:
-            self._stop(engine)
+        self._save_last(engine)
+        if number := self._agreed_signal():
+            self._stop(number)
 
     def _finish(self, engine: Engine) -> None:
         self._restore_signal_handlers()
@@ -280,6 +318,8 @@ class CheckpointHandler:
 
     def _save_model(self) -> None:
         """Save these weights, with the temperature that their validation gave."""
+        if not is_first():
+            return
         self.network.temperature = self.history.rows[-1].get("val_temperature") or 1.0
         atomic_save(self.network.state_dict(), self.folder / "model.pt")
         self.network.temperature = 1.0

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from cryo_monai.contrasts import CONTRAST_SAMPLE, contrast_of
 from cryo_monai.errors import DatasetError, InputError, user_error
+from cryo_monai.volume_caches import VolumeCache, only_loader
 from cryo_monai.volumes import is_volume_file, stack_member, volume_facts
 
 
@@ -36,6 +38,9 @@ class CachedVolumes(CacheDataset):
         Threads that read files.
     progress : bool
         Show a progress bar.
+    cache_dir : path, optional
+        Folder in which all processes of a machine share what `LoadVolumed` made of the files, see `VolumeCache`: only
+        files that are new or have changed are read. Arrays, and data sets in which something is wrong, are not kept.
 
     Raises
     ------
@@ -51,17 +56,32 @@ class CachedVolumes(CacheDataset):
         also_check: Sequence[dict[str, Any]] = (),
         num_workers: int = 2,
         progress: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._kept = len(data)
         self._problems: dict[int, str] = {}
         self._shapes: dict[int, tuple[int, ...]] = {}
         every = [*data, *also_check]
-        super().__init__(data=every, transform=transform, num_workers=num_workers, progress=progress)
-        self._report_problems(every)
-        del self.data[self._kept :], self._cache[self._kept :]
+        cache = VolumeCache(cache_dir, only_loader(transform))
+        keys = cache.keys(item["image"] for item in every)
+        with cache.filled(keys[: self._kept], others=keys[self._kept :]) as add:
+            self._shared = cache, keys, add
+            super().__init__(data=every, transform=transform, num_workers=num_workers, progress=progress)
+            self._report_problems(every)
+        del self._shared, self.data[self._kept :], self._cache[self._kept :]
         self.cache_num = self._kept
+        for item, key in zip(self._cache, keys, strict=False):
+            # What was read just now gives way to the mapping that all processes have.
+            if key is not None and item["image"].device.type == "cpu":
+                mapped = cache.volume(key)
+                item["image"] = item["image"] if mapped is None else mapped
 
     def _load_cache_item(self, idx: int) -> Any:
+        cache, keys, add = self._shared
+        shape, volume = cache.shape(keys[idx]), cache.volume(keys[idx]) if idx < self._kept else None
+        if shape is not None and (volume is not None or idx >= self._kept):
+            self._shapes[idx] = shape
+            return None if volume is None else {**self.data[idx], "image": volume}
         try:
             item = super()._load_cache_item(idx)
         except (InputError, RuntimeError) as error:
@@ -72,6 +92,7 @@ class CachedVolumes(CacheDataset):
             self._problems[idx] = str(cause)
             return None
         self._shapes[idx] = tuple(item["image"].shape[1:])
+        add(keys[idx], item["image"])
         return item if idx < self._kept else None
 
     def _report_problems(self, data: Sequence[dict[str, Any]]) -> None:
@@ -149,21 +170,30 @@ class ResumableSampler(DistributedSampler[Any]):
         What is sampled.
     seed : int
         Same seed, same orders. MONAI's engines set the epoch.
-    num_replicas, rank : int
-        For data-parallel training: each rank takes its share of one order.
+    num_replicas, rank : int, optional
+        For data-parallel training: of the batches that one process would have, each rank takes its share. None asks
+        ``torch.distributed``, if it is in use.
 
     Attributes
     ----------
     skip : int
-        How many samples the next iteration leaves out at its start; it returns to 0.
+        How many samples, of all ranks together, the next iteration leaves out at its start; it returns to 0.
     """
 
-    def __init__(self, dataset: Dataset[Any], *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        # torch adds the epoch to the seed: a stride keeps the epochs of neighbouring seeds apart.
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed * 100_003)
+    def __init__(
+        self, dataset: Dataset[Any], *, seed: int = 0, num_replicas: int | None = None, rank: int | None = None
+    ) -> None:
+        if num_replicas is None or rank is None:
+            in_use = dist.is_initialized()
+            num_replicas, rank = (dist.get_world_size(), dist.get_rank()) if in_use else (1, 0)
+        # torch adds the epoch to the seed: a stride keeps the epochs of neighbouring seeds apart. Without drop_last it
+        # would repeat samples where ranks do not divide the data set, and so could fill a batch that is not full.
+        super().__init__(
+            dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed * 100_003, drop_last=True
+        )
         self.skip = 0
 
     def __iter__(self) -> Iterator[Any]:
-        order = list(super().__iter__())[self.skip :]
+        order = list(super().__iter__())[self.skip // self.num_replicas :]
         self.skip = 0
         return iter(order)

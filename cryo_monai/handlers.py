@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from cryo_monai.errors import CryoMonaiError
 from cryo_monai.history import History
+from cryo_monai.parallel import is_first, rank
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class EpochStart:
         """Seed the epoch."""
         epoch = engine.state.epoch
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, dtype=np.uint64)[0]
-        torch.manual_seed(int(mixed >> np.uint64(1)))
+        torch.manual_seed(int(mixed >> np.uint64(1)) + rank())  # ranks drop different features out
         for target in self.targets:
             target.set_epoch(epoch)
 
@@ -99,7 +100,7 @@ class Progress:
 
     def __init__(self, history: History, *, enabled: bool = True) -> None:
         self.history = history
-        self.enabled = enabled
+        self.enabled = enabled and is_first()
         self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:

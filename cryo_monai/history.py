@@ -19,6 +19,7 @@ from monai.engines import IterationEvents
 
 from cryo_monai.errors import DivergedError
 from cryo_monai.files import atomic_write_text
+from cryo_monai.parallel import is_first, mean, num_ranks
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
+        "ranks": num_ranks(),
     }
 
 
@@ -118,7 +120,7 @@ class History:
 
     def _check_loss(self, engine: Engine) -> None:
         # The only wait for the device in an iteration; here the backward pass has not been queued yet.
-        self.loss = float(engine.state.output["loss"].detach())
+        self.loss = mean(float(engine.state.output["loss"].detach()))
         if not math.isfinite(self.loss):
             raise DivergedError(
                 f"the loss became {self.loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}; "
@@ -126,7 +128,7 @@ class History:
             )
         self._loss_sum += self.loss
         self._batches += 1
-        self._volumes += len(engine.state.output["label"])
+        self._volumes += len(engine.state.output["label"]) * num_ranks()
 
     def _take_validation(self, evaluator: Engine) -> None:
         self._validation = {name: float(value) for name, value in evaluator.state.metrics.items()}
@@ -145,7 +147,8 @@ class History:
             row["key_metric"] = _finite(self._validation[self.evaluator.state.key_metric_name])
         self.rows.append(row)
         self._batches = 0
-        self._write(engine)
+        if is_first():
+            self._write(engine)
 
     def _write(self, engine: Engine) -> None:
         best = self.best_epoch

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from ignite.metrics import EpochMetric as IgniteEpochMetric
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from cryo_monai.calibration import calibration_metrics, fit_temperature
 from cryo_monai.errors import InputError
+from cryo_monai.parallel import in_order, num_ranks
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -109,6 +112,42 @@ def temperature(probabilities: Tensor, labels: Tensor) -> float:
 
 def _arrays(probabilities: Tensor, labels: Tensor) -> tuple[Floats, Labels]:
     return probabilities.double().cpu().numpy(), labels.cpu().numpy().astype(np.int64)
+
+
+class EpochMetric(IgniteEpochMetric):
+    """Ignite's ``EpochMetric`` for ranks that have unequal shares, each validating its `rank_indices`.
+
+    Every rank computes the number, from the same rows in the same order as one process would.
+    """
+
+    def compute(self) -> float:
+        """Return the number for the rows of all ranks."""
+        if self._result is None:
+            rows = (in_order(torch.cat(parts)) for parts in (self._predictions, self._targets))
+            self._result: float | None = self.compute_fn(*rows)
+        return float(self._result)
+
+
+def gathered_sums(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the sums that every rank has of a metric, such as numbers of right answers.
+
+    Parameters
+    ----------
+    state : mapping
+        ``state_dict()`` of an ignite metric: one key, a mapping for each rank.
+
+    Returns
+    -------
+    dict
+        What one process would have saved.
+    """
+    return {key: [{name: sum(own[name] for own in ranks) for name in ranks[0]}] for key, ranks in state.items()}
+
+
+def spread_sums(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the sums of one process to the first rank, and zeros to the others; see `gathered_sums`."""
+    nothing = {key: {name: value * 0 for name, value in ranks[0].items()} for key, ranks in state.items()}
+    return {key: [*ranks, *[nothing[key]] * (num_ranks() - 1)] for key, ranks in state.items()}
 
 
 class MedMNISTEvaluator:
