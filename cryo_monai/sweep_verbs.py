@@ -73,6 +73,22 @@ def sweep(
     with redirect_stdout(sys.stderr):  # standard output is for commands and tables
         _simulate_missing(planner, content, planner.datasets(cells))
         trials = planner.plan(cells)
+    unsolved: list[str] = []
+    if "search" in content.content:
+        from cryo_monai.search_verbs import tuned
+        from cryo_monai.sweeps.local_engine import LocalEngine, slots
+
+        if engine == "ray":
+            print("proposals run on this machine; Ray runs what is found best", file=sys.stderr)
+        trials, unsolved = tuned(
+            planner,
+            cells,
+            pretraining=[trial for trial in trials if "pretrained" in trial.cell],
+            run=lambda trials: _run(trials, engine, address, workers, trials_per_gpu, retries),
+            engine=None
+            if dry_run or tables
+            else lambda: LocalEngine(slots(workers, trials_per_gpu), retries=retries, preload=PRELOADED),
+        )
     if dry_run:
         for trial in trials:
             print(trial.command())
@@ -86,6 +102,8 @@ def sweep(
         raise InputError(
             f"{failed} of {len(trials)} trials failed; {folder}/table.md says why, the same command retries"
         )
+    if unsolved:
+        raise InputError(f"{'; '.join(unsolved)}: no proposal was trained to its end; {folder}/search.csv says why")
 
 
 def write_tables(folder: Path, trials: list[Trial], content: Sweep) -> int:

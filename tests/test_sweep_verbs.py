@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SUBTOMOGRAMS, TINY
+from conftest import CONFIGS, SUBTOMOGRAMS, TINY
 
 from cryo_monai.__main__ import main
 from cryo_monai.completed_runs import is_done
@@ -101,6 +101,30 @@ def test_a_failed_trial_is_in_the_table_and_in_the_exit_code(
     assert [row["state"] for row in rows(out)] == ["done", "failed"]
     assert "the loss became" in rows(out)[1]["reason"]
     assert not rows(out)[1]["accuracy"]
+
+
+def test_the_rehearsal_runs_at_a_smaller_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = CONFIGS / "sweeps" / "quick.json"
+    content = json.loads(source.read_text().replace('"../', f'"{source.parent.as_posix()}/../'))
+    for options in content["data"].values():
+        options |= {"num_per_class": 5, "neighbours": "0"}
+    (tmp_path / "quick.json").write_text(json.dumps(content))
+    flags = ["--only", "label_fraction=1.0,seed=0", "--max_epochs", "1", "--batch_size", "4"]
+    assert main(["sweep", str(tmp_path / "quick.json"), str(tmp_path / "out"), *flags]) == 0
+    assert "5 of 5 trials done" in capsys.readouterr().out
+    found = rows(tmp_path / "out")
+    assert [(row["dataset"], row["initialisation"]) for row in found] == [
+        (dataset, initialisation)
+        for dataset in ("isolated", "crowded")
+        for initialisation in ("random", "other assemblies")
+    ]
+    starts = {
+        json.loads((tmp_path / "out" / row["folder"] / "run.json").read_text())["initialisation"].get("sha256")
+        for row in found
+        if row["initialisation"] != "random"
+    }
+    assert len(starts) == 1
+    assert None not in starts
 
 
 @pytest.mark.parametrize(

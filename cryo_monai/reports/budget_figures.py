@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cryo_monai.colours import colour_of, marker_of
-from cryo_monai.budgets.planning import LIMIT, GroupBudget
 from cryo_monai.budgets.learning_curves import LEVEL
+from cryo_monai.budgets.planning import LIMIT, GroupBudget
+from cryo_monai.colours import colour_of, marker_of
 from cryo_monai.reports.canvases import (
     GREY,
     INK,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cryo_monai.files import atomic_write_text
 from cryo_monai.budgets.answers import (
     NAMES,
     answer_text,
@@ -23,6 +22,7 @@ from cryo_monai.budgets.answers import (
     step_text,
 )
 from cryo_monai.budgets.planning import EXTRAPOLATED, LIMIT, Budget, Comparison, GroupBudget
+from cryo_monai.files import atomic_write_text
 from cryo_monai.reports.budget_figures import budget_figure
 from cryo_monai.reports.page_figures import PageFigure, page_figure
 from cryo_monai.reports.pages import render
