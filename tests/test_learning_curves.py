@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 
-from cryo_monai.budgets.savings import label_ratios, pair_draws
-from cryo_monai.budgets.trials import NoCurveError, Trials, log_odds, put_together, share_of
 from cryo_monai.budgets.learning_curves import (
     EXPONENT,
     EXPONENT_SPREAD,
@@ -13,6 +11,8 @@ from cryo_monai.budgets.learning_curves import (
     fit_curve,
     log_normal,
 )
+from cryo_monai.budgets.savings import label_ratios, pair_draws
+from cryo_monai.budgets.trials import NoCurveError, Trials, log_odds, put_together, share_of
 
 SIZES = (50, 100, 250, 1000)
 
