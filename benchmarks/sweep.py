@@ -2,11 +2,12 @@
 
     python benchmarks/sweep.py FOLDER [--num_per_class 500] [--epochs 6] [--trials 3]
 
-Fabricates a data set of ten classes of 32 x 32 x 32 in FOLDER (of the size of the paper's simulated one), and runs a sweep
-of so many seeds of the quick start's network on it, one after the other. Writes benchmarks/results/sweep-DEVICE.json.
+Fabricates a data set of ten classes of 32 x 32 x 32 in FOLDER (as large as the paper's simulated one), and runs a
+sweep of so many seeds of the quick start's network on it, one after the other. Writes
+benchmarks/results/sweep-DEVICE.json.
 
-Start-up is from the start of a trial's process to the first iteration; the end from the last epoch to DONE. The first trial
-reads the volumes and waits for what processes are forked from to import everything; later ones find both.
+Start-up is from the start of a trial's process to the first iteration; the end from the last epoch to DONE. The first
+trial reads the volumes and waits for what processes are forked from to import everything; later ones find both.
 """
 
 from __future__ import annotations

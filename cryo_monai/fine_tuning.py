@@ -28,6 +28,7 @@ def parameter_groups(
     head_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
     l2_sp: float = 0.0,
+    freeze: Mapping[str, int | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort parameters into groups for an optimiser of ``torch.optim``.
 
@@ -46,6 +47,9 @@ def parameter_groups(
         1801.06146; ``layer_decay`` of Clark et al. 2020, arXiv 2003.10555).
     l2_sp : float
         See `FineTuning`: it takes the place of weight decay in the backbone.
+    freeze : mapping, optional
+        See `FineTuning`. Stages that may thaw need groups of their own: torch's fused SGD wants all weights of a group
+        to have momentum, or none.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def parameter_groups(
         raise InputError(f"fine_tuning: layer_decay {layer_decay} must lie in (0, 1]")
     if not l2_sp >= 0:
         raise InputError(f"fine_tuning: l2_sp {l2_sp} must not be negative")
-    if head_lr_factor == layer_decay == 1.0 and l2_sp == 0.0:
+    if head_lr_factor == layer_decay == 1.0 and l2_sp == 0.0 and not freeze:
         return [{"params": list(network.parameters())}]
     groups = []
     stages = network.stage_parameters()

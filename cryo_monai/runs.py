@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cryo_monai.datasets import describe_volumes, extraction_of
 from cryo_monai.errors import InputError, unwrapped_errors
 from cryo_monai.files import atomic_write_text
 from cryo_monai.folders import LOCK, locked
+from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.splits import SPLITS
 from cryo_monai.tracking import add_tracking
 from cryo_monai.workflows import flattened, load_workflow
@@ -63,7 +64,7 @@ def train_bundle(
     CryoMonaiError
         One line for anything the user can mend.
     """
-    with running(output_dir):
+    with one_voice(), running(output_dir) if is_first() else nullcontext():
         train_held(bundle, Path(output_dir), overlays=overlays, resume=resume, tracking=tracking, ids=ids or {})
 
 
@@ -114,7 +115,7 @@ def train_held(
     overrides = {**given, **locations(folder), "resume": resume}
     workflow = load_workflow(bundle, "train", overlays=overlays, overrides=overrides)
     configuration = copy.deepcopy(workflow.parser.get())
-    if tracking:
+    if tracking and is_first():
         add_tracking(workflow, tracking, experiment=Path(bundle).resolve().name, run=folder.resolve().name)
     changed = changes(folder, configuration) if resume else {}
     record: dict[str, Any] = {
@@ -126,6 +127,8 @@ def train_held(
     }
 
     def note(engine: Engine) -> None:
+        if not is_first():
+            return
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
         described = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
         cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))

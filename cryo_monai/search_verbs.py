@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cryo_monai.sweeps.cell_searches import CellSearch
+    from cryo_monai.searches.cell_searches import CellSearch
+    from cryo_monai.searches.searching import Engine
     from cryo_monai.sweeps.plans import Planner, Trial
-    from cryo_monai.sweeps.searching import Engine
 
 
 def tuned(
@@ -50,9 +50,9 @@ def tuned(
         In one line; see `plan_searches` and `searching`.
     """
     from cryo_monai.errors import InputError
-    from cryo_monai.sweeps.cell_searches import plan_searches, tuned_trials, unsolved
-    from cryo_monai.sweeps.proposals import final_failure
-    from cryo_monai.sweeps.search_settings import read_search
+    from cryo_monai.searches.cell_searches import plan_searches, tuned_trials, unsolved
+    from cryo_monai.searches.proposals import final_failure
+    from cryo_monai.searches.settings import read_search
 
     searches = plan_searches(planner, cells, read_search(planner.sweep))
     finished = True
@@ -73,9 +73,9 @@ def tuned(
 
 
 def _run(planner: Planner, searches: Sequence[CellSearch], engine: Callable[[], Engine]) -> bool:
-    from cryo_monai.sweeps.proposals import Proposal
-    from cryo_monai.sweeps.search_files import ending_text, write_search_files
-    from cryo_monai.sweeps.searching import Searcher, searching
+    from cryo_monai.searches.files import ending_text, write_search_files
+    from cryo_monai.searches.proposals import Proposal
+    from cryo_monai.searches.searching import Searcher, searching
 
     def tell(search: CellSearch, proposal: Proposal) -> None:
         print(ending_text(search, proposal), flush=True)
@@ -87,7 +87,7 @@ def _run(planner: Planner, searches: Sequence[CellSearch], engine: Callable[[], 
 
 def _write(planner: Planner, searches: Sequence[CellSearch]) -> None:
     from cryo_monai.reports.search_pages import write_search_page
-    from cryo_monai.sweeps.search_files import finding, write_search_files
+    from cryo_monai.searches.files import finding, write_search_files
 
     files = write_search_files(searches, planner.folder)
     files.append(write_search_page(searches, planner.sweep.described(), planner.folder))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryo_monai.command_line import UsageError, split_list
 
 if TYPE_CHECKING:
+    from cryo_monai.sweeps.local_engine import LocalEngine
     from cryo_monai.sweeps.plans import Planner, Trial
     from cryo_monai.sweeps.sweep_files import Sweep
 
@@ -73,10 +76,10 @@ def sweep(
     with redirect_stdout(sys.stderr):  # standard output is for commands and tables
         _simulate_missing(planner, content, planner.datasets(cells))
         trials = planner.plan(cells)
+    start = partial(_engine, engine, address, workers, trials_per_gpu, retries)
     unsolved: list[str] = []
     if "search" in content.content:
         from cryo_monai.search_verbs import tuned
-        from cryo_monai.sweeps.local_engine import LocalEngine, slots
 
         if engine == "ray":
             print("proposals run on this machine; Ray runs what is found best", file=sys.stderr)
@@ -84,65 +87,74 @@ def sweep(
             planner,
             cells,
             pretraining=[trial for trial in trials if "pretrained" in trial.cell],
-            run=lambda trials: _run(trials, engine, address, workers, trials_per_gpu, retries),
-            engine=None
-            if dry_run or tables
-            else lambda: LocalEngine(slots(workers, trials_per_gpu), retries=retries, preload=PRELOADED),
+            run=lambda trials: _run(trials, start),
+            engine=None if dry_run or tables else partial(_engine, "local", "", workers, trials_per_gpu, retries),
         )
     if dry_run:
         for trial in trials:
             print(trial.command())
         return
-    finished = tables or _run(trials, engine, address, workers, trials_per_gpu, retries)
-    failed = write_tables(folder, trials, content)
+    finished = tables or _run(trials, start)
+    states = write_tables(folder, trials, content)
     if not finished:
         print("stopped; the same command goes on")
         raise SystemExit(75)
+    failed, done = states.count("failed"), states.count("done")
     if failed:
         raise InputError(
             f"{failed} of {len(trials)} trials failed; {folder}/table.md says why, the same command retries"
         )
     if unsolved:
         raise InputError(f"{'; '.join(unsolved)}: no proposal was trained to its end; {folder}/search.csv says why")
+    if done < len(trials) and not tables:
+        raise InputError(f"{len(trials) - done} of {len(trials)} trials are not done; the same command goes on")
 
 
-def write_tables(folder: Path, trials: list[Trial], content: Sweep) -> int:
-    """Write and print what came of a sweep; return how many trials failed."""
+def write_tables(folder: Path, trials: Sequence[Trial], content: Sweep) -> list[str]:
+    """Write and print what came of a sweep; return the states of its trials."""
     from cryo_monai.reports import write_sweep_page
-    from cryo_monai.sweeps.result_files import write_results
+    from cryo_monai.sweep_results.result_files import write_results
     from cryo_monai.sweeps.trials import outcome_of
 
-    grid = [trial for trial in trials if "pretrained" not in trial.cell]
-    outcomes = [outcome_of(trial) for trial in grid]
-    write_results(outcomes, content.described(), folder)
-    page = write_sweep_page(outcomes, content.described(), folder)
+    outcomes = [outcome_of(trial) for trial in trials]
+    of_grid = [outcome for outcome in outcomes if "pretrained" not in outcome.cell]
+    write_results(of_grid, content.described(), folder)
+    page = write_sweep_page(of_grid, content.described(), folder)
     print((folder / "table.md").read_text())
     print(f"results: {folder}/results.csv, {folder}/table.md, {folder}/table.tex, {page}")
-    every = [outcome_of(trial) for trial in trials]
-    return sum(outcome.state == "failed" for outcome in every)
+    return [outcome.state for outcome in outcomes]
 
 
-def _run(trials: list[Trial], engine: str, address: str, workers: int, trials_per_gpu: int, retries: int) -> bool:
+def _run(trials: Sequence[Trial], start: Callable[..., LocalEngine]) -> bool:
     """Run what is not done; return False when it was stopped by a signal."""
-    from cryo_monai.sweeps.local_engine import LocalEngine, slots
     from cryo_monai.sweeps.trials import forget_failure
     from cryo_monai.sweeps.views import SweepView
 
     for trial in trials:
         forget_failure(trial)
     view = SweepView(trials)
-    if engine == "ray":
-        from cryo_monai.sweeps.ray_engine import RayEngine
-
-        finished = RayEngine(address, workers=workers, trials_per_gpu=trials_per_gpu, retries=retries, tick=view).run(
-            trials
-        )
-    else:
-        finished = LocalEngine(slots(workers, trials_per_gpu), retries=retries, preload=PRELOADED, tick=view).run(
-            trials
-        )
+    finished = start(tick=view).run(trials)
     view.close()
     return finished
+
+
+def _engine(
+    name: str,
+    address: str,
+    workers: int,
+    trials_per_gpu: int,
+    retries: int,
+    tick: Callable[[], object] | None = None,
+) -> LocalEngine:
+    """Make the engine of this name."""
+    from cryo_monai.sweeps.local_engine import LocalEngine, slots
+
+    if name == "local":
+        return LocalEngine(slots(workers, trials_per_gpu), retries=retries, preload=PRELOADED, tick=tick)
+    from cryo_monai.sweeps.ray_engine import RayEngine
+
+    options: dict[str, Any] = {"workers": workers, "trials_per_gpu": trials_per_gpu, "retries": retries}
+    return RayEngine(address, **options, preload=PRELOADED, tick=tick)
 
 
 def _places(data: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SUBTOMOGRAMS, TINY, training
+from ignite.engine import Engine, Events
 
 from cryo_monai.errors import InputError
 from cryo_monai.fine_tuning import FineTuning, parameter_groups
@@ -174,3 +175,20 @@ def test_frozen_transformers_draw_no_stochastic_depth(name: str) -> None:
     volumes = torch.rand(2, 1, 8, 9, 10)
     net.freeze_stages(STAGES)
     assert torch.equal(net(volumes), net(volumes))
+
+
+def test_a_stage_that_thaws_trains_on(dataset_dir: Path, tmp_path: Path) -> None:
+    # The fused SGD of torch 2.15 cannot have weights with and without momentum in one group.
+    workflow = training(dataset_dir, tmp_path, **{"fine_tuning#freeze": {"stem": 1}})
+    workflow.initialize()
+    network = workflow.parser.get_parsed_content("network")
+    start = [weights.clone() for weights in network.stage_parameters()["stem"]]
+    seen = []
+
+    def look(engine: Engine) -> None:
+        now = network.stage_parameters()["stem"]
+        seen.append(all(torch.equal(before, after) for before, after in zip(start, now, strict=True)))
+
+    workflow.parser.get_parsed_content("train#trainer").add_event_handler(Events.EPOCH_COMPLETED, look)
+    workflow.run()
+    assert seen == [True, False]

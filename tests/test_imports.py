@@ -85,6 +85,8 @@ GROUPS = {
         "run_warnings",
         "control_runs",
         "sweeps",
+        "sweep_results",
+        "searches",
         "projections",
         "separability",
         "significance",

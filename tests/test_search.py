@@ -27,15 +27,15 @@ from cryo_monai.fetching import sha256_of
 from cryo_monai.folders import LockedError
 from cryo_monai.reports.search_pages import write_search_page
 from cryo_monai.runs import running
-from cryo_monai.sweeps.cell_searches import CellSearch, plan_searches
+from cryo_monai.searches.cell_searches import CellSearch, plan_searches
+from cryo_monai.searches.files import search_csv, write_search_files
+from cryo_monai.searches.proposals import Proposal, best_of, kept_values, read_journal
+from cryo_monai.searches.searching import Searcher, searching
+from cryo_monai.searches.settings import Search, StopEarly, read_search
+from cryo_monai.searches.spaces import Choices, Range
+from cryo_monai.searches.studies import Study
 from cryo_monai.sweeps.local_engine import LocalEngine, Slot
 from cryo_monai.sweeps.plans import Planner, Trial
-from cryo_monai.sweeps.proposals import Proposal, best_of, kept_values, read_journal
-from cryo_monai.sweeps.search_files import search_csv, write_search_files
-from cryo_monai.sweeps.search_settings import Search, StopEarly, read_search
-from cryo_monai.sweeps.search_spaces import Choices, Range
-from cryo_monai.sweeps.searching import Searcher, searching
-from cryo_monai.sweeps.studies import Study
 from cryo_monai.sweeps.sweep_files import read_sweep
 from cryo_monai.sweeps.trials import FAILURE, note_failure
 from cryo_monai.workflows import load_workflow

@@ -12,10 +12,10 @@ import pytest
 from conftest import CONFIGS, SUBTOMOGRAMS, TINY
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.cell_searches import CellSearch, plan_searches
+from cryo_monai.searches.cell_searches import CellSearch, plan_searches
+from cryo_monai.searches.settings import Search, StopEarly, read_search
+from cryo_monai.searches.spaces import Choices, Range, grid_points
 from cryo_monai.sweeps.plans import Planner
-from cryo_monai.sweeps.search_settings import Search, StopEarly, read_search
-from cryo_monai.sweeps.search_spaces import Choices, Range, grid_points
 from cryo_monai.sweeps.sweep_files import read_sweep
 from cryo_monai.workflows import load_workflow
 

@@ -133,7 +133,7 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(
     assert epochs_of(trial) == list(range(1, EPOCHS + 1))
     assert trainings(trial) == 2
     record = json.loads((trial.folder / "run.json").read_text())
-    assert [now["after_epoch"] for now in record["resumed"]][0] >= seen[0] - 1
+    assert record["resumed"][0]["after_epoch"] >= seen[0] - 1
     assert record["resumed"][0]["changed"] == {}
     assert evaluation(trial) == reference[trial.key]
 

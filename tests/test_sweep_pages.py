@@ -13,9 +13,9 @@ from fabricated_runs import GRID, fabricate_sweep, fabricate_trial
 from cryo_monai.reports import sweep_contents
 from cryo_monai.reports.sweep_contents import validation_curve, verdict_of
 from cryo_monai.reports.sweep_pages import write_sweep_page
+from cryo_monai.sweep_results.results import collect_results
+from cryo_monai.sweep_results.summaries import summarise_sweep
 from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.results import collect_results
-from cryo_monai.sweeps.summaries import summarise_sweep
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXES = {"label_fraction": [0.25, 1.0], "initialisation": ["random", "video"], "seed": [0, 1, 2]}

@@ -120,7 +120,7 @@ def test_only_chooses_a_part_and_needs_no_more_than_that(
     ],
 )
 def test_mistakes_in_a_sweep_are_named(write_sweep: WriteSweep, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match="sweep.json") as caught:
+    with pytest.raises(InputError, match=r"sweep\.json") as caught:
         write_sweep(**changes)
     assert words in str(caught.value)
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.effort import reach_of, summarise_effort
+from cryo_monai.sweep_results.effort import reach_of, summarise_effort
+from cryo_monai.sweep_results.pairs import compare_seeds, correct_rows, estimate_mean, hedges_correction, sign_flip_p
+from cryo_monai.sweep_results.result_files import write_results
+from cryo_monai.sweep_results.results import collect_results, status_rows
+from cryo_monai.sweep_results.summaries import Row, Summary, summarise_sweep
 from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.pairs import compare_seeds, correct_rows, estimate_mean, hedges_correction, sign_flip_p
-from cryo_monai.sweeps.result_files import write_results
-from cryo_monai.sweeps.results import collect_results, status_rows
-from cryo_monai.sweeps.summaries import Row, Summary, summarise_sweep
 
 SWEEP: dict[str, Any] = {"axes": GRID, "compare": "initialisation", "baseline": "random"}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from fabricated_runs import GRID, fabricate_sweep, fabricate_trial
 
-from cryo_monai.sweeps.markup import escape_latex, latex_of, markdown_of
+from cryo_monai.sweep_results.markup import escape_latex, latex_of, markdown_of
+from cryo_monai.sweep_results.pairs import estimate_mean
+from cryo_monai.sweep_results.results import collect_results
+from cryo_monai.sweep_results.summaries import Summary, summarise_sweep
+from cryo_monai.sweep_results.tables import TextTable, difference_text, estimate_text, metric_text, p_text, text_tables
 from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.pairs import estimate_mean
-from cryo_monai.sweeps.results import collect_results
-from cryo_monai.sweeps.summaries import Summary, summarise_sweep
-from cryo_monai.sweeps.tables import TextTable, difference_text, estimate_text, metric_text, p_text, text_tables
 
 SOURCE = "Jain, Li & Xu 2024, Table 1"
 # Rows of the paper's Table 1.

@@ -184,8 +184,8 @@ def test_a_terminal_shows_cells_what_runs_and_the_time_left(
         shown = stream.getvalue().rpartition("\x1b[J")[2]
         (half.folder / "metrics.json").unlink()
     lines = shown.splitlines()
-    assert lines[0].split() == "small, 0.5 1/2 accuracy 87.50 %, AUC 0.9600".split()
-    assert lines[1].split() == "small, 1.0 0/2".split()
+    assert lines[0].split() == ["small,", "0.5", "1/2", "accuracy", "87.50", "%,", "AUC", "0.9600"]
+    assert lines[1].split() == ["small,", "1.0", "0/2"]
     assert lines[2] == "> dataset small, label_fraction 0.5, seed 1: epoch 2/4, validation 0.500"
     # Done are 4 x (9 + 2) and half of that, 4 x (18 + 2) are to come twice: 66 in a minute, 182 left.
     assert lines[3] == "1 of 4 trials done, 1 running; 0:01:00, about 0:02:45 left"

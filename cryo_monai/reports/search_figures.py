@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from cryo_monai.colours import colour_of
 from cryo_monai.reports.canvases import GREY, INK, PALE, legend_below, legend_height, new_figure, short_names, styled
-from cryo_monai.sweeps.proposals import Proposal
-from cryo_monai.sweeps.search_settings import Search
-from cryo_monai.sweeps.search_spaces import Choices
+from cryo_monai.searches.proposals import Proposal
+from cryo_monai.searches.settings import Search
+from cryo_monai.searches.spaces import Choices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

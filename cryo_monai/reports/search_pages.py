@@ -10,10 +10,10 @@ from cryo_monai.files import atomic_write_text
 from cryo_monai.reports.page_figures import page_figure
 from cryo_monai.reports.pages import decimals, render
 from cryo_monai.reports.search_figures import progress_figure, slices_figure
-from cryo_monai.sweeps.cell_searches import CellSearch
+from cryo_monai.searches.cell_searches import CellSearch
+from cryo_monai.searches.files import best_names, finding, settings_text
+from cryo_monai.searches.proposals import Proposal, best_of
 from cryo_monai.sweeps.plans import named
-from cryo_monai.sweeps.proposals import Proposal, best_of
-from cryo_monai.sweeps.search_files import best_names, finding, settings_text
 
 PAGE = "search.html"
 NOTE = (

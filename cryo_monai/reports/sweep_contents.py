@@ -15,12 +15,12 @@ from cryo_monai.reports.sweep_figures import (
     efficiency_figure,
     validation_figure,
 )
-from cryo_monai.sweeps.layouts import LABEL_FRACTION, METRIC_NAMES, phrase, value_text
+from cryo_monai.sweep_results.layouts import LABEL_FRACTION, METRIC_NAMES, phrase, value_text
+from cryo_monai.sweep_results.pairs import estimate_mean
+from cryo_monai.sweep_results.results import Result
+from cryo_monai.sweep_results.summaries import Group, Row, Summary
+from cryo_monai.sweep_results.tables import difference_text, estimate_text
 from cryo_monai.sweeps.outcomes import Value
-from cryo_monai.sweeps.pairs import estimate_mean
-from cryo_monai.sweeps.results import Result
-from cryo_monai.sweeps.summaries import Group, Row, Summary
-from cryo_monai.sweeps.tables import difference_text, estimate_text
 
 LEVEL = 0.05
 # Of a kind, and rows of one; a search has hundreds.

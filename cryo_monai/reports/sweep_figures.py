@@ -17,7 +17,7 @@ from cryo_monai.reports.canvases import (
     short_names,
     styled,
 )
-from cryo_monai.sweeps.pairs import Estimate
+from cryo_monai.sweep_results.pairs import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

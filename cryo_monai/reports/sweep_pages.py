@@ -9,10 +9,10 @@ from typing import Any
 from cryo_monai.files import atomic_write_text
 from cryo_monai.reports import sweep_contents as contents
 from cryo_monai.reports.pages import render
+from cryo_monai.sweep_results.results import Result, collect_results
+from cryo_monai.sweep_results.summaries import Summary, summarise_sweep
+from cryo_monai.sweep_results.tables import text_tables
 from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.results import Result, collect_results
-from cryo_monai.sweeps.summaries import Summary, summarise_sweep
-from cryo_monai.sweeps.tables import text_tables
 
 PAGE = "sweep.html"
 SECTIONS = (
@@ -42,7 +42,7 @@ def write_sweep_page(outcomes: Sequence[Outcome], sweep: Mapping[str, Any], outp
     Raises
     ------
     CryoMonaiError
-        As `cryo_monai.sweeps.result_files.write_results`.
+        As `cryo_monai.sweep_results.result_files.write_results`.
     """
     results = collect_results(outcomes)
     page = output_dir / PAGE

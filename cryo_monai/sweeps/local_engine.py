@@ -189,9 +189,11 @@ class LocalEngine:
             self.stop(trial)
 
     def _is_to_be_tried_again(self, trial: Trial, code: int) -> bool:
-        if code in (0, STOPPED) or (code < 0 and (self.signals or trial.key in self._stopped)):
+        asked = bool(self.signals) or trial.key in self._stopped
+        if code == 0 or (asked and (code == STOPPED or code < 0)):
             return False
-        if code == ELSEWHERE:
+        if code in (ELSEWHERE, STOPPED):  # of another sweep, or stopped by somebody else: no failure
+            self._attempts[trial.key] -= 1
             return True
         failure = failure_of(trial)
         if code == FAILED and failure and failure[1]:

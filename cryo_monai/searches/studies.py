@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.search_settings import Search
-from cryo_monai.sweeps.search_spaces import Choices, Range, grid_points
+from cryo_monai.searches.settings import Search
+from cryo_monai.searches.spaces import Choices, Range, grid_points
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 
@@ -26,7 +26,7 @@ class Study:
     Parameters
     ----------
     search : Search
-        That `cryo_monai.sweeps.search_checks.fit_search` has seen.
+        That `cryo_monai.searches.checks.fit_search` has seen.
 
     Raises
     ------

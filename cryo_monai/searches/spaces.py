@@ -24,7 +24,7 @@ class Range:
     step : float, optional
         Only ``low``, ``low + step``, and so on.
     whole : bool
-        Only whole numbers, as the bundle has one there; see `cryo_monai.sweeps.search_checks`.
+        Only whole numbers, as the bundle has one there; see `cryo_monai.searches.checks`.
     """
 
     low: float

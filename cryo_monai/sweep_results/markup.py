@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from cryo_monai.sweeps.summaries import Summary
-from cryo_monai.sweeps.table_notes import progress_text
-from cryo_monai.sweeps.tables import TextTable
+from cryo_monai.sweep_results.summaries import Summary
+from cryo_monai.sweep_results.table_notes import progress_text
+from cryo_monai.sweep_results.tables import TextTable
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

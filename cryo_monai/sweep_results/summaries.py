@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cryo_monai.sweeps.effort import Effort, Reach, reach_of, summarise_effort
-from cryo_monai.sweeps.layouts import SEED, Layout, layout_of
+from cryo_monai.sweep_results.effort import Effort, Reach, reach_of, summarise_effort
+from cryo_monai.sweep_results.layouts import SEED, Layout, layout_of
+from cryo_monai.sweep_results.pairs import Estimate, PairedDifference, compare_seeds, correct_rows, estimate_mean
+from cryo_monai.sweep_results.quotations import Quotation, read_quotations
+from cryo_monai.sweep_results.results import Result
 from cryo_monai.sweeps.outcomes import STATES, Cell, Value
-from cryo_monai.sweeps.pairs import Estimate, PairedDifference, compare_seeds, correct_rows, estimate_mean
-from cryo_monai.sweeps.quotations import Quotation, read_quotations
-from cryo_monai.sweeps.results import Result
 
 # Of the environment in metrics.json; these may differ without making numbers another kind.
 _CIRCUMSTANCES = ("threads",)
@@ -113,7 +113,7 @@ def summarise_sweep(results: Sequence[Result], sweep: Mapping[str, Any]) -> Summ
     Parameters
     ----------
     results : sequence of Result
-        From `cryo_monai.sweeps.results.collect_results`.
+        From `cryo_monai.sweep_results.results.collect_results`.
     sweep : mapping
         The sweep's JSON: ``title``, ``_desc_``, ``axes``, ``compare``, ``baseline``, ``published``, ``layout``; all
         may be missing.

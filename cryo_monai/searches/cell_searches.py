@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.layouts import SEED
+from cryo_monai.searches.checks import fit_search
+from cryo_monai.searches.proposals import (
+    RUNNING,
+    Proposal,
+    best_of,
+    cell_without,
+    proposals_of,
+    read_journal,
+    search_key,
+)
+from cryo_monai.searches.settings import Search
+from cryo_monai.sweep_results.layouts import SEED
 from cryo_monai.sweeps.plans import Planner, Trial, named
-from cryo_monai.sweeps.proposals import RUNNING, Proposal, best_of, cell_without, proposals_of, read_journal, search_key
-from cryo_monai.sweeps.search_checks import fit_search
-from cryo_monai.sweeps.search_settings import Search
 from cryo_monai.workflows import load_workflow
 
 FOLDER = "search"
@@ -75,7 +83,7 @@ def plan_searches(planner: Planner, cells: Sequence[Mapping[str, Any]], search: 
     cells : sequence of mapping
         Of the sweep; those that differ in their seed alone share a search.
     search : Search
-        Of `cryo_monai.sweeps.search_settings.read_search`.
+        Of `cryo_monai.searches.settings.read_search`.
 
     Raises
     ------

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.files import atomic_write_text
-from cryo_monai.sweeps.cell_searches import CellSearch
+from cryo_monai.searches.cell_searches import CellSearch
+from cryo_monai.searches.proposals import Proposal
 from cryo_monai.sweeps.plans import named
-from cryo_monai.sweeps.proposals import Proposal
 
 BEST = "best"
 OUTCOMES = ("state", "value", "epochs", "seconds", "reason", "folder")

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 from cryo_monai.completed_runs import is_done
 from cryo_monai.folders import LOCK, Journal, is_locked, locked
-from cryo_monai.sweeps.cell_searches import FOLDER, CellSearch
-from cryo_monai.sweeps.plans import Trial
-from cryo_monai.sweeps.proposals import (
+from cryo_monai.searches.cell_searches import FOLDER, CellSearch
+from cryo_monai.searches.proposals import (
     RUNNING,
     Proposal,
     final_failure,
@@ -25,7 +24,8 @@ from cryo_monai.sweeps.proposals import (
     read_journal,
     trial_value,
 )
-from cryo_monai.sweeps.studies import COMPLETE, FAILED, PRUNED, Study
+from cryo_monai.searches.studies import COMPLETE, FAILED, PRUNED, Study
+from cryo_monai.sweeps.plans import Trial
 from cryo_monai.sweeps.trials import forget_failure
 
 TICK = 0.5  # seconds

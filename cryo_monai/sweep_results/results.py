@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.effort import total_seconds
-from cryo_monai.sweeps.layouts import SEED, layout_of
+from cryo_monai.sweep_results.effort import total_seconds
+from cryo_monai.sweep_results.layouts import SEED, layout_of
 from cryo_monai.sweeps.outcomes import Cell, Outcome, Value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.layouts import METRIC_NAMES, Layout, same_value
+from cryo_monai.sweep_results.layouts import METRIC_NAMES, Layout, same_value
 from cryo_monai.sweeps.outcomes import Cell
 
 

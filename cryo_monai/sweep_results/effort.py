@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryo_monai.sweeps.pairs import Estimate, estimate_mean
+from cryo_monai.sweep_results.pairs import Estimate, estimate_mean
 
 History = Sequence[Mapping[str, Any]]
 

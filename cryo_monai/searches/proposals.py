@@ -16,10 +16,10 @@ from typing import Any
 from cryo_monai.completed_runs import is_done
 from cryo_monai.errors import InputError
 from cryo_monai.runs import read_json
+from cryo_monai.searches.settings import Search
+from cryo_monai.searches.studies import COMPLETE, FAILED
 from cryo_monai.sweeps.outcomes import Cell
 from cryo_monai.sweeps.plans import Trial
-from cryo_monai.sweeps.search_settings import Search
-from cryo_monai.sweeps.studies import COMPLETE, FAILED
 from cryo_monai.sweeps.trials import FAILURE, failure_of
 
 RUNNING = "running"

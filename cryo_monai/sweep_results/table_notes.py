@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cryo_monai.sweeps.layouts import METRIC_NAMES, cell_text
-from cryo_monai.sweeps.summaries import Summary
+from cryo_monai.sweep_results.layouts import METRIC_NAMES, cell_text
+from cryo_monai.sweep_results.summaries import Summary
 
 
 def result_notes(summary: Summary, marks: Mapping[str, str], *, differs: bool) -> list[str]:

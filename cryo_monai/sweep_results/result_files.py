@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.files import atomic_write_text
-from cryo_monai.sweeps.layouts import layout_of
-from cryo_monai.sweeps.markup import latex_of, markdown_of
+from cryo_monai.sweep_results.layouts import layout_of
+from cryo_monai.sweep_results.markup import latex_of, markdown_of
+from cryo_monai.sweep_results.results import Result, collect_results
+from cryo_monai.sweep_results.summaries import summarise_sweep, summary_numbers
+from cryo_monai.sweep_results.tables import text_tables
 from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.results import Result, collect_results
-from cryo_monai.sweeps.summaries import summarise_sweep, summary_numbers
-from cryo_monai.sweeps.tables import text_tables
 
 NUMBERS = (
     "num_train", "num_validation", "num_test", "num_classes", "accuracy", "auc", "balanced_accuracy", "macro_f1",

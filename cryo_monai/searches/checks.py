@@ -11,8 +11,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.search_settings import Search, nearest
-from cryo_monai.sweeps.search_spaces import Choices, Range, grid_points, is_number
+from cryo_monai.searches.settings import Search, nearest
+from cryo_monai.searches.spaces import Choices, Range, grid_points, is_number
 
 _REFERENCES = ("@", "%", "$")
 

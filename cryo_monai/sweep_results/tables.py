@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cryo_monai.sweeps.layouts import METRIC_NAMES, SEED, Layout, cell_text, phrase
+from cryo_monai.sweep_results.layouts import METRIC_NAMES, SEED, Layout, cell_text, phrase
+from cryo_monai.sweep_results.pairs import Estimate
+from cryo_monai.sweep_results.quotations import Quotation
+from cryo_monai.sweep_results.summaries import Row, Summary
+from cryo_monai.sweep_results.table_notes import difference_notes, effort_notes, result_notes
 from cryo_monai.sweeps.outcomes import Cell
-from cryo_monai.sweeps.pairs import Estimate
-from cryo_monai.sweeps.quotations import Quotation
-from cryo_monai.sweeps.summaries import Row, Summary
-from cryo_monai.sweeps.table_notes import difference_notes, effort_notes, result_notes
 
 # Shown in per cent with two decimals, the others as they are with four: as the paper prints them.
 _PER_CENT = ("accuracy", "balanced_accuracy")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.errors import InputError
-from cryo_monai.sweeps.layouts import SEED
+from cryo_monai.searches.spaces import Choices, Range, is_number
+from cryo_monai.sweep_results.layouts import SEED
 from cryo_monai.sweeps.outcomes import Value
-from cryo_monai.sweeps.search_spaces import Choices, Range, is_number
 from cryo_monai.sweeps.sweep_files import Sweep
 
 KEYS = ("space", "trials", "sampler", "seed", "seeds", "metric", "stop_early")

@@ -1,0 +1,1 @@
+"""Searches for hyper-parameters: proposals of Optuna, trained as trials, stopped early, resumed like any sweep."""

@@ -1,0 +1,1 @@
+"""What the trials of a sweep say together: statistics over seeds, paired comparisons, effort, tables."""
