@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from cryo_monai.errors import InputError
+from cryo_monai.checkpoints import EXIT_CODE, SIGNALS
+from cryo_monai.errors import InputError, user_error
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
+from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.run_evaluation import evaluation_of
 from cryo_monai.runs import Paths, has_state, read_json, running, train_held
 
 DONE = "DONE"
+FAILURE = "failure.json"
 
 
 def complete_run(
@@ -28,12 +35,13 @@ def complete_run(
     """Do what is missing of a run: train, from the last checkpoint on, score the test split, and write ``DONE``.
 
     The same call may be made any number of times, on any machine that sees the folder: one process at a time works
-    in it, a run that is done stays as it is, and what a kill loses is at most the epoch in flight.
+    in it, a run that is done stays as it is, and what a kill loses is at most the epoch in flight. SIGTERM, SIGINT and
+    SIGUSR1 end it with code 75 at any time. Why it failed is in ``failure.json``.
 
     Parameters
     ----------
     bundle, overlays, tracking, ids
-        See `train_bundle`.
+        See `train_bundle`; nothing is taken over from an earlier call.
     run_dir : path
         Run folder.
 
@@ -50,15 +58,47 @@ def complete_run(
         One line for anything the user can mend.
     """
     folder = Path(run_dir)
-    with running(folder):
+    with one_voice(), _ending_on_signals(), running(folder) if is_first() else nullcontext():
         if is_done(folder):
             return False
-        resume = has_state(folder)
-        train_held(bundle, folder, overlays=overlays, resume=resume, tracking=tracking, ids=ids or {})
-        evaluation_of(folder, pictures=False)  # they take seconds, and nobody looks at those of a grid
+        try:
+            train_held(
+                bundle,
+                folder,
+                overlays=overlays,
+                resume=has_state(folder),
+                tracking=tracking,
+                ids=ids or {},
+                inherit=False,
+            )
+            evaluation_of(folder, pictures=False)  # they take seconds, and nobody looks at those of a grid
+        except Exception as error:
+            cause = user_error(error)
+            # What a user has to mend does not mend itself when it is tried again.
+            note_failure(folder, str(cause or f"{type(error).__name__}: {error}"), final=cause is not None)
+            raise
         mark = {"evaluation_sha256": sha256_of(folder / "evaluation.json")}
         atomic_write_text(folder / DONE, json.dumps(mark, indent=1) + "\n")
+        forget_failure(folder)
     return True
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """End with code 75 where training does not: while it starts, and while it is scored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_CODE)
+
+    previous = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def is_done(run_dir: str | os.PathLike[str]) -> bool:
@@ -72,3 +112,23 @@ def is_done(run_dir: str | os.PathLike[str]) -> bool:
     except InputError:
         return False  # cut off: what it stands for is looked at again
     return bool(mark.get("evaluation_sha256") == sha256_of(evaluation))
+
+
+def note_failure(run_dir: str | os.PathLike[str], reason: str, *, final: bool = True) -> None:
+    """Write down why a run failed, in one line; it makes no sense to try final failures again at once."""
+    note = {"reason": " ".join(reason.split()), "final": final}
+    atomic_write_text(Path(run_dir) / FAILURE, json.dumps(note, indent=1) + "\n")
+
+
+def forget_failure(run_dir: str | os.PathLike[str]) -> None:
+    """Remove what `note_failure` wrote."""
+    (Path(run_dir) / FAILURE).unlink(missing_ok=True)
+
+
+def failure_of(run_dir: str | os.PathLike[str]) -> tuple[str, bool] | None:
+    """Return why a run failed, and whether that is final; None when it did not."""
+    try:
+        note = read_json(Path(run_dir) / FAILURE)
+    except InputError:
+        return None
+    return str(note.get("reason", "")), bool(note.get("final", True))

@@ -42,11 +42,19 @@ class DivergedError(CryoMonaiError, RuntimeError):
 
 def user_error(error: BaseException | None) -> CryoMonaiError | None:
     """Return the `CryoMonaiError` behind ``error``, following causes, or None."""
-    while error is not None:
-        if isinstance(error, CryoMonaiError):
-            return _without_worker(error)
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, CryoMonaiError):
+            return _without_worker(cause)
     return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came of, each once: what is raised from what it caused goes in circles."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def _without_worker(error: CryoMonaiError) -> CryoMonaiError:

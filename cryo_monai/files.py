@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def atomic_save(content: Any, path: str | os.PathLike[str], *, keep: str | os.Pa
     import torch  # some seconds, which those who write text alone need not wait
 
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -65,7 +66,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         Naming the file when it cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 
 LOCK = ".in_use"
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)  # flock(2): somebody has it
 
 
 class LockedError(InputError):
@@ -44,13 +47,12 @@ def claimed(folder: Path, kind: str = "simulation") -> Iterator[None]:
         if others:
             article = "an" if kind[0] in "aeiou" else "a"
             raise InputError(f"{folder}: not empty and not {article} {kind} ({others[0]}); choose another --output_dir")
-    with locked(folder / LOCK, f"{folder}: another process is writing into it"):
-        try:
+    try:
+        with locked(folder / LOCK, f"{folder}: another process is writing into it"):
             yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()  # nothing came of it
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 @contextmanager
@@ -71,6 +73,7 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
 
 
 def _lock(lock: Path, refusal: str) -> IO[str]:
+    tries = 3  # `is_locked` holds it for a moment
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +82,16 @@ def _lock(lock: Path, refusal: str) -> IO[str]:
             raise InputError(f"{lock.parent}: cannot be written ({error.strerror})") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             stream.seek(0)
             holder = stream.read(200).strip()
             stream.close()
+            if error.errno not in _HELD:
+                raise InputError(f"{lock}: this file system has no locks ({error.strerror}); use another") from None
+            tries -= 1
+            if tries:
+                time.sleep(0.05)
+                continue
             raise LockedError(refusal + (f" ({holder})" if holder else "")) from None
         # Its last holder may have removed the file between opening and locking: then this is no lock any more.
         if _is_open_at(stream, lock):
@@ -110,8 +119,8 @@ def is_locked(lock: Path) -> bool:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno in _HELD
         return False
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cryo_monai.errors import CryoMonaiError, InputError
+from cryo_monai.errors import CryoMonaiError, InputError, causes
 from cryo_monai.rank_norms import normalise_over_ranks
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -272,12 +272,10 @@ def failed_first() -> bool:
 
 def in_words(error: BaseException) -> BaseException:
     """Return a one-line error for what a collective raises when another rank was lost; any other as it is."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, dist.DistError) or (isinstance(cause, RuntimeError) and "gloo" in str(cause)):
             reason = str(cause).splitlines()[0][:200]
             return CryoMonaiError(f"another rank is gone, killed or out of memory; go on with --resume True ({reason})")
-        cause = cause.__cause__ or cause.__context__
     return error
 
 

@@ -96,8 +96,9 @@ def train_held(
     resume: bool,
     tracking: str,
     ids: Mapping[str, Any],
+    inherit: bool = True,
 ) -> None:
-    """Train in a folder that is held; see `train_bundle`."""
+    """Train in a folder that is held; see `train_bundle`. Without ``inherit`` a resumed run takes nothing over."""
     given = {name: _absolute(value) if name in PLACES else value for name, value in ids.items()}
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
     resumed: list[dict[str, Any]] = []
@@ -108,8 +109,9 @@ def train_held(
         if not has_state(folder):
             raise InputError(f"{folder}: nothing to resume there; start without --resume")
         _, before = read_run(folder)
-        given = {**before["ids"], **given}
-        overlays = overlays or before["overlays"]
+        if inherit:
+            given = {**before["ids"], **given}
+            overlays = overlays or before["overlays"]
         resumed, command = before.get("resumed", []), before["command"]
         tracking = tracking or before.get("tracking", "")
     overrides = {**given, **locations(folder), "resume": resume}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cryo_monai.command_line import UsageError, split_list
@@ -70,11 +71,14 @@ def sweep(
 
     content = read_sweep(file)
     folder = Path(output_dir)
+    if ids.get("device") == "cpu":
+        trials_per_gpu = 0
     planner = Planner(content, folder, data=_places(data), ids=ids)
     cells = planner.cells(_parts(only))
     note_sweep(folder, content)
     with redirect_stdout(sys.stderr):  # standard output is for commands and tables
-        _simulate_missing(planner, content, planner.datasets(cells))
+        if not tables:
+            _simulate_missing(planner, content, planner.datasets(cells))
         trials = planner.plan(cells)
     start = partial(_engine, engine, address, workers, trials_per_gpu, retries)
     unsolved: list[str] = []
@@ -94,8 +98,12 @@ def sweep(
         for trial in trials:
             print(trial.command())
         return
+    described = content.described() | {
+        "title": content.content.get("title", "Sweep") + (f" (only {only})" if only else "")
+    }
+    check_tables(trials, described)
     finished = tables or _run(trials, start)
-    states = write_tables(folder, trials, content)
+    states = write_tables(folder, trials, described)
     if not finished:
         print("stopped; the same command goes on")
         raise SystemExit(75)
@@ -110,7 +118,17 @@ def sweep(
         raise InputError(f"{len(trials) - done} of {len(trials)} trials are not done; the same command goes on")
 
 
-def write_tables(folder: Path, trials: Sequence[Trial], content: Sweep) -> list[str]:
+def check_tables(trials: Sequence[Trial], described: Mapping[str, Any]) -> None:
+    """Refuse what would stop the tables, before anything is trained for them."""
+    from cryo_monai.sweep_results.result_files import write_results
+    from cryo_monai.sweeps.outcomes import Outcome
+
+    with TemporaryDirectory() as nowhere:
+        waiting = [Outcome(t.cell, t.folder, "waiting") for t in trials if "pretrained" not in t.cell]
+        write_results(waiting, described, Path(nowhere))
+
+
+def write_tables(folder: Path, trials: Sequence[Trial], described: Mapping[str, Any]) -> list[str]:
     """Write and print what came of a sweep; return the states of its trials."""
     from cryo_monai.reports import write_sweep_page
     from cryo_monai.sweep_results.result_files import write_results
@@ -118,8 +136,8 @@ def write_tables(folder: Path, trials: Sequence[Trial], content: Sweep) -> list[
 
     outcomes = [outcome_of(trial) for trial in trials]
     of_grid = [outcome for outcome in outcomes if "pretrained" not in outcome.cell]
-    write_results(of_grid, content.described(), folder)
-    page = write_sweep_page(of_grid, content.described(), folder)
+    write_results(of_grid, described, folder)
+    page = write_sweep_page(of_grid, described, folder)
     print((folder / "table.md").read_text())
     print(f"results: {folder}/results.csv, {folder}/table.md, {folder}/table.tex, {page}")
     return [outcome.state for outcome in outcomes]
@@ -127,11 +145,13 @@ def write_tables(folder: Path, trials: Sequence[Trial], content: Sweep) -> list[
 
 def _run(trials: Sequence[Trial], start: Callable[..., LocalEngine]) -> bool:
     """Run what is not done; return False when it was stopped by a signal."""
-    from cryo_monai.sweeps.trials import forget_failure
+    from cryo_monai.completed_runs import forget_failure
+    from cryo_monai.sweeps.trials import outcome_of
     from cryo_monai.sweeps.views import SweepView
 
     for trial in trials:
-        forget_failure(trial)
+        if outcome_of(trial).state == "failed":
+            forget_failure(trial.folder)
     view = SweepView(trials)
     finished = start(tick=view).run(trials)
     view.close()
@@ -181,7 +201,7 @@ def _simulate_missing(planner: Planner, content: Sweep, datasets: list[str]) -> 
 
     for name in datasets:
         folder = planner.folder / "data" / name
-        if name in content.data and name not in planner.data and "" not in planner.data:
+        if name in content.data and name not in planner.data.given and "" not in planner.data.given:
             while True:
                 try:
                     simulate(str(folder), **content.data[name])

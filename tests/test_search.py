@@ -525,6 +525,7 @@ def journal_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @needs_optuna
+@pytest.mark.slow
 def test_a_real_search_whose_driver_is_killed_comes_to_what_an_undisturbed_one_does(
     dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

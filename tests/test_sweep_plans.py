@@ -14,6 +14,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.splits import SPLITS
 from cryo_monai.sweeps.plans import Planner
 from cryo_monai.sweeps.sweep_files import Sweep, note_sweep, read_sweep
+from cryo_monai.sweeps.trial_data import TrialData
 
 WriteSweep = Callable[..., Sweep]
 
@@ -197,7 +198,7 @@ def test_sweeps_of_the_repository_name_ids_that_exist_and_quote_cells_that_they_
     sweep = read_sweep(file)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"any")
-    monkeypatch.setattr(Planner, "_data", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell["dataset"]))
+    monkeypatch.setattr(TrialData, "counted", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell["dataset"]))
     planner = Planner(sweep, tmp_path / "out", data={"": dataset_dir}, ids={"weights": str(weights)})
     cells = planner.cells()
     assert len(planner.plan(cells)) >= len(cells)
@@ -215,7 +216,7 @@ def test_table_1_is_the_grid_and_the_schedules_of_the_paper(
     dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Jain, Li & Xu 2024, sections 4.3.2 and 5.2, Table 1.
-    monkeypatch.setattr(Planner, "_data", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell["dataset"]))
+    monkeypatch.setattr(TrialData, "counted", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell["dataset"]))
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"any")
     planner = Planner(

@@ -13,7 +13,7 @@ from cryo_monai.reports.search_figures import progress_figure, slices_figure
 from cryo_monai.searches.cell_searches import CellSearch
 from cryo_monai.searches.files import best_names, finding, settings_text
 from cryo_monai.searches.proposals import Proposal, best_of
-from cryo_monai.sweeps.plans import named
+from cryo_monai.sweeps.outcomes import named
 
 PAGE = "search.html"
 NOTE = (

@@ -21,7 +21,8 @@ from cryo_monai.searches.proposals import (
 )
 from cryo_monai.searches.settings import Search
 from cryo_monai.sweep_results.layouts import SEED
-from cryo_monai.sweeps.plans import Planner, Trial, named
+from cryo_monai.sweeps.outcomes import named
+from cryo_monai.sweeps.plans import Planner, Trial
 from cryo_monai.workflows import load_workflow
 
 FOLDER = "search"

@@ -13,7 +13,7 @@ from typing import Any
 from cryo_monai.files import atomic_write_text
 from cryo_monai.searches.cell_searches import CellSearch
 from cryo_monai.searches.proposals import Proposal
-from cryo_monai.sweeps.plans import named
+from cryo_monai.sweeps.outcomes import named
 
 BEST = "best"
 OUTCOMES = ("state", "value", "epochs", "seconds", "reason", "folder")

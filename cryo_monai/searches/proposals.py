@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryo_monai.completed_runs import is_done
+from cryo_monai.completed_runs import FAILURE, failure_of, is_done
 from cryo_monai.errors import InputError
 from cryo_monai.runs import read_json
 from cryo_monai.searches.settings import Search
 from cryo_monai.searches.studies import COMPLETE, FAILED
 from cryo_monai.sweeps.outcomes import Cell
 from cryo_monai.sweeps.plans import Trial
-from cryo_monai.sweeps.trials import FAILURE, failure_of
 
 RUNNING = "running"
 KEY_LENGTH = 16
@@ -176,7 +175,7 @@ def trial_value(trial: Trial, metric: str) -> float | None:
 
 def final_failure(trial: Trial) -> str:
     """Say why a trial will not be done; empty while it may be."""
-    failure = failure_of(trial)
+    failure = failure_of(trial.folder)
     return failure[0] or "it failed" if failure and failure[1] and not is_done(trial.folder) else ""
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from cryo_monai.completed_runs import is_done
+from cryo_monai.completed_runs import forget_failure, is_done
 from cryo_monai.folders import LOCK, Journal, is_locked, locked
 from cryo_monai.searches.cell_searches import FOLDER, CellSearch
 from cryo_monai.searches.proposals import (
@@ -26,7 +26,6 @@ from cryo_monai.searches.proposals import (
 )
 from cryo_monai.searches.studies import COMPLETE, FAILED, PRUNED, Study
 from cryo_monai.sweeps.plans import Trial
-from cryo_monai.sweeps.trials import forget_failure
 
 TICK = 0.5  # seconds
 
@@ -167,7 +166,7 @@ class _Book:
             if proposal.state == RUNNING:
                 self.trials[proposal.number] = search.make(proposal.ids)
                 for trial in self.trials[proposal.number]:
-                    forget_failure(trial)
+                    forget_failure(trial.folder)
                 continue
             for epoch, value in proposal.curve:
                 self.study.report(proposal.number, epoch, value)

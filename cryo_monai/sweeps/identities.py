@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from cryo_monai.datalists import gather
-from cryo_monai.datasets import items_fingerprint
 from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
@@ -26,7 +25,14 @@ HOW = ("device", "num_workers", "cache_device", "cache_dir", "save_execute_confi
 KEY_LENGTH = 16
 
 
-def trial_key(bundle: Path, configuration: Mapping[str, Any], *, data: str, weights: str | None) -> str:
+def trial_key(
+    bundle: Path,
+    configuration: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    *,
+    data: str,
+    weights: str | None,
+) -> str:
     """Name a trial by the hash of its resolved configuration, data and initial weights.
 
     Parameters
@@ -35,6 +41,8 @@ def trial_key(bundle: Path, configuration: Mapping[str, Any], *, data: str, weig
         Bundle folder; its name counts.
     configuration : mapping
         The bundle's configuration with overlays and ids, as a parser holds it before it resolves references.
+    evaluation : mapping
+        That of its evaluation, with overlays.
     data : str
         Of `DataDigests`.
     weights : str, optional
@@ -45,10 +53,19 @@ def trial_key(bundle: Path, configuration: Mapping[str, Any], *, data: str, weig
     str
         16 hexadecimal digits.
     """
-    left_out = (*CIRCUMSTANCES, *PLACES, *HOW)
-    kept = {key: value for key, value in configuration.items() if key not in left_out}
-    identity = {"bundle": bundle.name, "configuration": _plain(kept), "data": data, "weights": weights}
+    identity = {
+        "bundle": bundle.name,
+        "configuration": _counted(configuration),
+        "evaluation": _counted(evaluation),
+        "data": data,
+        "weights": weights,
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _counted(configuration: Mapping[str, Any]) -> Any:
+    left_out = (*CIRCUMSTANCES, *PLACES, *HOW)
+    return _plain({key: value for key, value in configuration.items() if key not in left_out})
 
 
 def _plain(value: Any) -> Any:
@@ -63,68 +80,63 @@ def _plain(value: Any) -> Any:
 
 
 class DataDigests:
-    """Digests of data sets, by content; those of files that did not change since are taken from a note.
+    """Digests of data sets, by content; files that did not change since they were read are not read again.
 
     Parameters
     ----------
     note : Path
-        JSON file of what was computed before.
+        JSON file of the digests of files, by path, size and times.
     """
 
     def __init__(self, note: Path) -> None:
         self.note = note
-        self._known: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+        self._sets: dict[Path, str] = {}
         if note.is_file():
             try:
-                self._known = dict(json.loads(note.read_text()))
+                self._files = dict(json.loads(note.read_text()))
             except ValueError:
                 note.unlink()  # damaged: computed anew
 
     def of(self, place: Path) -> str:
-        """Digest an NPZ file, or the names, labels, sources and bytes of the volumes of a data set.
+        """Digest an NPZ file, or the names, labels, sources, splits and bytes of the volumes of a data set.
 
         Raises
         ------
         InputError
             When there is no data set, or a file of it cannot be read.
         """
-        if place.is_file() and place.suffix == ".npz":
-            return self._remembered(f"{place} {_stamp(place)}", lambda: sha256_of(place))
+        if place not in self._sets:
+            known = len(self._files)
+            try:
+                is_array = place.is_file() and place.suffix == ".npz"
+                self._sets[place] = self._file(place) if is_array else self._listed(place)
+            except OSError as error:
+                raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+            if len(self._files) > known:
+                atomic_write_text(self.note, json.dumps(self._files, indent=1) + "\n")
+        return self._sets[place]
+
+    def _listed(self, place: Path) -> str:
         data = gather(place)
-        items = [item for members in data.lists.values() for item in members]
-        try:
-            fingerprint = f"{data.place} {items_fingerprint(items)} {list(data.lists)} {data.class_names}"
-            return self._remembered(fingerprint, lambda: _digest(data.lists, data.class_names, place))
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        root = place if place.is_dir() else place.parent
+        rows = []
+        for split, items in data.lists.items():
+            # The order of a list that is given decides the order of batches; what is split here is sorted first.
+            for item in items if data.is_split else sorted(items, key=lambda item: str(item["path"])):
+                path = Path(item["path"])
+                name = path.relative_to(root) if path.is_relative_to(root) else path
+                content = self._file(Path(stack_member(item["image"])[0]))
+                rows.append([split, str(name), item["label"], item["source"], content])
+        return hashlib.sha256(json.dumps([rows, data.class_names]).encode()).hexdigest()
 
-    def _remembered(self, fingerprint: str, compute: Any) -> str:
-        key = hashlib.sha256(fingerprint.encode()).hexdigest()
-        if key not in self._known:
-            self._known[key] = compute()
-            atomic_write_text(self.note, json.dumps(self._known, indent=1) + "\n")
-        return self._known[key]
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _digest(lists: Mapping[str, Any], class_names: Any, place: Path) -> str:
-    root = place if place.is_dir() else place.parent
-    contents: dict[Path, str] = {}
-    rows = []
-    for split, items in lists.items():
-        for item in items:
-            file = Path(stack_member(item["image"])[0])
-            if file not in contents:
-                contents[file] = sha256_of(file)
-            path = Path(item["path"])
-            name = path.relative_to(root) if path.is_relative_to(root) else path
-            rows.append([split, str(name), item["label"], item["source"], contents[file]])
-    text = json.dumps([sorted(rows, key=lambda row: row[:2]), list(class_names)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    def _file(self, file: Path) -> str:
+        status = file.stat()
+        # ctime and inode also change where copies keep the time: cp -p, rsync -t.
+        key = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+        if key not in self._files:
+            self._files[key] = sha256_of(file)
+        return self._files[key]
 
 
 class WeightDigests:

@@ -2,31 +2,32 @@
 
 Processes are forked from a server that has imported everything, which takes longer than starting small trainings does.
 A trial is in a session of its own: Ctrl-C reaches the sweep alone, which asks its trials to save and end. When the
-sweep dies, the kernel asks them.
+sweep dies, they notice and do so.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from typing import Any
 
-from cryo_monai.completed_runs import is_done
+from cryo_monai.completed_runs import failure_of, is_done, note_failure
+from cryo_monai.errors import InputError
 from cryo_monai.folders import LOCK, is_locked
 from cryo_monai.sweeps.plans import Trial
-from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, ending, failure_of, note_failure, run_trial
+from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, ending, run_trial
 
 TICK = 0.5  # seconds
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MOST_LOSSES = 3  # of the server that trials are forked from, before trials are blamed
+_LOST = 255  # what multiprocessing says of a process whose server has died
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,29 @@ def slots(workers: int = 0, trials_per_gpu: int = 1) -> list[Slot]:
     workers : int
         Trials at a time. By default one, or ``trials_per_gpu`` on each GPU.
     trials_per_gpu : int
-        Trials that share a GPU, where there are GPUs.
+        Trials that share a GPU, where there are GPUs; 0 leaves GPUs alone.
 
     Returns
     -------
     list of Slot
         With the threads that torch would use shared out evenly.
+
+    Raises
+    ------
+    InputError
+        When GPUs have fewer places than there are workers, or for negative numbers.
     """
     import torch
 
     gpus: list[str] = []
-    if torch.cuda.is_available():
+    if workers < 0 or trials_per_gpu < 0:
+        raise InputError(f"workers {workers}, trials_per_gpu {trials_per_gpu}: must not be negative")
+    if trials_per_gpu and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
-    places = [gpu for _ in range(max(1, trials_per_gpu)) for gpu in gpus] or [""] * max(1, workers)
+    places = [gpu for _ in range(trials_per_gpu) for gpu in gpus] or [""] * max(1, workers)
+    if workers > len(places):
+        raise InputError(f"workers {workers}: {len(gpus)} GPUs have {len(places)} places; raise --trials_per_gpu")
     if workers:
         places = places[:workers]
     return [Slot(place, max(1, torch.get_num_threads() // len(places))) for place in places]
@@ -102,8 +112,11 @@ class LocalEngine:
         self._running: dict[int, tuple[Trial, Slot, ForkServerProcess]] = {}
         self._attempts: dict[str, int] = {}
         self._stopped: set[str] = set()
+        self._losses = 0
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cryo_monai.sweeps.trials", *preload])
+        # The system closes the end that is written into when this process ends, however it does.
+        self._lifeline, self._life = self._context.Pipe(duplex=False)
 
     @property
     def running(self) -> list[Trial]:
@@ -153,11 +166,13 @@ class LocalEngine:
         """Start a trial in a free place."""
         slot = self.free.pop(0)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        process = self._context.Process(target=_work, args=(trial, slot), name=trial.key)
+        process = self._context.Process(target=do_trial, args=(trial, slot, self._lifeline), name=trial.key)
         process.start()
         self._attempts[trial.key] = self._attempts.get(trial.key, 0) + 1
         self._stopped.discard(trial.key)
         self._running[process.sentinel] = (trial, slot, process)
+        if self.signals:  # that came while the process was made
+            self.stop(trial)
 
     def collect(self, seconds: float) -> list[Trial]:
         """Wait for trials to end, for so long; return those that are to be tried again."""
@@ -179,7 +194,8 @@ class LocalEngine:
         self._stopped.add(trial.key)
         for running, _, process in self._running.values():
             if running.key == trial.key and process.pid:
-                os.kill(process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid, signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signals += 1
@@ -195,12 +211,16 @@ class LocalEngine:
         if code in (ELSEWHERE, STOPPED):  # of another sweep, or stopped by somebody else: no failure
             self._attempts[trial.key] -= 1
             return True
-        failure = failure_of(trial)
+        if code == _LOST and self._losses < MOST_LOSSES:
+            self._losses += 1
+            self._attempts[trial.key] -= 1
+            return True
+        failure = failure_of(trial.folder)
         if code == FAILED and failure and failure[1]:
             return False
         if self._attempts[trial.key] <= self.retries:
             return True
-        note_failure(trial, failure[0] if failure else ending(code))
+        note_failure(trial.folder, failure[0] if failure else ending(code))
         return False
 
     def _is_settled(self, trial: Trial, by_key: dict[str, Trial]) -> bool:
@@ -209,11 +229,11 @@ class LocalEngine:
             return True
         broken = [key for key in trial.after if key not in map(_key, self.running) and self._has_failed(by_key[key])]
         if broken:
-            note_failure(trial, f"trial {broken[0]}, whose weights it begins from, failed")
+            note_failure(trial.folder, f"trial {broken[0]}, whose weights it begins from, failed")
         return bool(broken)
 
     def _has_failed(self, trial: Trial) -> bool:
-        failure = failure_of(trial)
+        failure = failure_of(trial.folder)
         return failure is not None and failure[1] and not is_done(trial.folder)
 
     def _can_start(self, trial: Trial, by_key: dict[str, Trial]) -> bool:
@@ -225,10 +245,20 @@ def _key(trial: Trial) -> str:
     return trial.key
 
 
-def _work(trial: Trial, slot: Slot) -> None:
-    """Do a trial in a process of its own, which ends as `run_trial` says."""
+def do_trial(trial: Trial, slot: Slot, lifeline: Connection) -> None:
+    """Do a trial in a process of its own, which ends as `run_trial` says.
+
+    Parameters
+    ----------
+    trial : Trial
+        Which.
+    slot : Slot
+        Where.
+    lifeline : Connection
+        Of a pipe into which only the process that started this one can write: when that is gone, this one saves and
+        ends.
+    """
     os.setsid()
-    _end_with_parent()
     log = os.open(trial.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -237,11 +267,11 @@ def _work(trial: Trial, slot: Slot) -> None:
     import torch
 
     torch.set_num_threads(slot.threads)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     sys.exit(run_trial(trial))
 
 
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the server that forked this process is gone, as it is when the sweep dies."""
-    if sys.platform.startswith("linux"):
-        libc: Any = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with(lifeline: Connection) -> None:
+    with suppress(EOFError, OSError):
+        lifeline.recv()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -33,3 +33,8 @@ class Outcome:
     folder: Path
     state: str
     reason: str = ""
+
+
+def named(cell: Cell) -> str:
+    """Write a cell in one line: ``dataset simulated, label_fraction 0.25, seed 0``."""
+    return ", ".join(f"{axis} {value}" for axis, value in cell.items())

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from cryo_monai.errors import InputError, unwrapped_errors
-from cryo_monai.sweeps.identities import DataDigests, WeightDigests, trial_key
-from cryo_monai.sweeps.outcomes import Cell, Value
+from cryo_monai.errors import InputError
+from cryo_monai.label_fractions import labelled_subset
+from cryo_monai.runs import PLACES
+from cryo_monai.sweeps.identities import WeightDigests, trial_key
+from cryo_monai.sweeps.outcomes import Cell, Value, named
 from cryo_monai.sweeps.sweep_files import Setting, Sweep
+from cryo_monai.sweeps.trial_data import DATASET, TrialData, about
 from cryo_monai.workflows import load_workflow
 
-DATASET = "dataset"
 PRETRAINED = "pretrained"
 
 
@@ -101,11 +102,11 @@ class Planner:
     ) -> None:
         self.sweep = sweep
         self.folder = Path(output_dir).resolve()
-        self.data = {name: Path(place).resolve() for name, place in data.items()}
-        self.ids = dict(ids or {})
-        self._digests = DataDigests(self.folder / "data_digests.json")
+        self.data = TrialData(sweep, self.folder, data)
+        self.ids = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
         self._weights = WeightDigests()
-        self._checked: dict[tuple[Any, ...], dict[str, int]] = {}
+        self._evaluations: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._begun: list[str] = []
         self._pretrained: dict[str, Trial] = {}
 
     def cells(self, only: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Value]]:
@@ -145,11 +146,20 @@ class Planner:
 
     def datasets(self, cells: Sequence[Cell]) -> list[str]:
         """Return the names of the data sets that some cells need, those of pre-training first."""
-        names = [
-            self.sweep.pretrained[name][0] for cell in cells for name in self._pretraining_of(self._settings(cell))
-        ]
+        names: list[str] = []
+        for cell in cells:
+            names += self._datasets_of(self._settings(cell))
         names += [str(cell[DATASET]) for cell in cells if DATASET in cell]
         return list(dict.fromkeys(names))
+
+    def _datasets_of(self, settings: Sequence[Setting], seen: tuple[str, ...] = ()) -> list[str]:
+        """Return the data sets of what these settings begin from, the earliest first."""
+        names = []
+        for name in self._pretraining_of(settings):
+            if name not in seen:
+                dataset, setting = self.sweep.pretrained[name]
+                names += [*self._datasets_of([self.sweep.base, setting], (*seen, name)), dataset]
+        return names
 
     def plan(self, cells: Sequence[Cell]) -> list[Trial]:
         """Return the trials of some cells, and first those whose weights they begin from.
@@ -161,15 +171,16 @@ class Planner:
             data, weights; when two cells are the same trial.
         """
         trials = [self.trial(cell, self._settings(cell)) for cell in cells]
+        every = [*self._pretrained.values(), *trials]
         by_key: dict[str, Trial] = {}
-        for trial in trials:
+        for trial in every:
             other = by_key.setdefault(trial.key, trial)
             if other is not trial:
                 raise InputError(
                     f"{self.sweep.path}: {named(other.cell)} and {named(trial.cell)} are the same trial; "
                     "an axis changes nothing there"
                 )
-        return [*self._pretrained.values(), *trials]
+        return every
 
     def trial(self, cell: Cell, settings: Sequence[Setting]) -> Trial:
         """Make a trial of a cell and the settings that it stands for, later ones going first."""
@@ -180,7 +191,7 @@ class Planner:
         ids = {name: value for setting in settings for name, value in setting.ids.items()}
         given = {name: value for name, value in self.ids.items() if name != "weights"}
         ids |= given
-        place = self._place(cell)
+        place = self.data.place(cell, ids)
         if place is not None:
             ids["dataset_dir"] = str(place)
         before = self._pretraining_of(settings)
@@ -188,20 +199,24 @@ class Planner:
             ids["weights"] = str(self._pretraining(before[0]).folder / "models" / "model.pt")
         parser = self._parser(bundle, overlays, ids, cell)
         if not before and "weights" in self.ids and parser.get("weights") in ("video", "image"):
-            ids["weights"] = str(Path(self.ids["weights"]).resolve())
+            ids["weights"] = self.ids["weights"]
             parser = self._parser(bundle, overlays, ids, cell)
         configuration = copy.deepcopy(parser.get())  # as it is before references are resolved
-        if "cache_dir" in parser:
-            ids.setdefault("cache_dir", str(self.folder / "cache"))
-        counts, data = self._data(cell, parser)
-        with _about(cell):
+        for name, value in {"cache_dir": str(self.folder / "cache"), "progress": False}.items():
+            if name in parser:
+                ids.setdefault(name, value)
+        counts, data = self.data.counted(cell, parser)
+        with about(cell):
             weights = (
                 f"trial {self._pretraining(before[0]).key}"
                 if before
                 else self._weights.of(parser.get_parsed_content("backbone"), parser.get("weights"))
             )
-        key = trial_key(bundle, configuration, data=data, weights=weights)
-        labelled = counts["training"] * parser.get("label_fraction", 1.0)
+            fraction = parser.get_parsed_content("label_fraction") if "label_fraction" in parser else 1.0
+            labelled_subset([], fraction)
+        evaluation = self._evaluation(bundle, overlays)
+        key = trial_key(bundle, configuration, evaluation, data=data, weights=weights)
+        labelled = counts["training"] * fraction
         return Trial(
             key=key,
             cell=dict(cell),
@@ -226,38 +241,15 @@ class Planner:
         return [self.sweep.base, *chosen]
 
     def _parser(self, bundle: Path, overlays: Sequence[str], ids: Mapping[str, Any], cell: Cell) -> ConfigParser:
-        with _about(cell):
+        with about(cell):
             return load_workflow(bundle, "train", overlays=overlays, overrides=ids).parser
 
-    def _place(self, cell: Cell) -> Path | None:
-        """Return where the data of a cell are; None where ids say it."""
-        if DATASET not in cell:
-            return None
-        name = str(cell[DATASET])
-        place = self.data.get(name, self.data.get(""))
-        if place is None and name in self.sweep.data:
-            place = self.folder / "data" / name
-        if place is None and "dataset_dir" not in self.ids:
-            raise InputError(
-                f"{name}: no data; give --data {name}=DIR, or leave it out: --only {DATASET}="
-                + "|".join(str(value.name) for value in self.sweep.axes[DATASET] if value.name != name)
-            )
-        return place
-
-    def _data(self, cell: Cell, parser: ConfigParser) -> tuple[dict[str, int], str]:
-        """Check the data of a trial, count them by split, and digest them."""
-        place = Path(parser.get_parsed_content("dataset_dir"))
-        options = ("dataset_name", "dataset_size", "num_classes", "split", "split_by", "permissive", "nan")
-        key = (str(place), *(str(parser.get(name)) for name in options))
-        if key not in self._checked:
-            configuration = copy.deepcopy(parser.get()) | {"label_fraction": 1.0}
-            with _about(cell), unwrapped_errors():
-                lists = ConfigParser(configuration).get_parsed_content("datalist")
-            self._checked[key] = {split: len(lists[split]) for split in ("training", "validation", "test")}
-        if parser.get("dataset_name"):
-            size = parser.get_parsed_content("dataset_size")
-            place = place / (parser.get_parsed_content("dataset_name") + ("" if size == 28 else f"_{size}") + ".npz")
-        return self._checked[key], self._digests.of(place)
+    def _evaluation(self, bundle: Path, overlays: tuple[str, ...]) -> dict[str, Any]:
+        """Return the configuration that a bundle is evaluated with."""
+        if (bundle, overlays) not in self._evaluations:
+            parser = load_workflow(bundle, "evaluate", overlays=overlays).parser
+            self._evaluations[bundle, overlays] = copy.deepcopy(parser.get())
+        return self._evaluations[bundle, overlays]
 
     def _pretraining_of(self, settings: Sequence[Setting]) -> list[str]:
         """Return the name of the pre-training whose weights these settings ask for, if any."""
@@ -271,24 +263,13 @@ class Planner:
 
     def _pretraining(self, name: str) -> Trial:
         if name not in self._pretrained:
+            if name in self._begun:
+                raise InputError(f"{self.sweep.path}: pre-training {name!r} begins from itself")
+            self._begun.append(name)
             dataset, setting = self.sweep.pretrained[name]
             cell = {PRETRAINED: name, DATASET: dataset}
             self._pretrained[name] = self.trial(cell, [self.sweep.base, setting])
         return self._pretrained[name]
-
-
-def named(cell: Cell) -> str:
-    """Write a cell in one line: ``dataset simulated, label_fraction 0.25, seed 0``."""
-    return ", ".join(f"{axis} {value}" for axis, value in cell.items())
-
-
-@contextmanager
-def _about(cell: Cell) -> Iterator[None]:
-    """Say which cell an error is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{named(cell)}: {error}") from error
 
 
 def _same(text: str, value: Value) -> bool:
@@ -299,6 +280,11 @@ def _same(text: str, value: Value) -> bool:
         return not isinstance(value, str) and float(text) == float(value)
     except ValueError:
         return False
+
+
+def _absolute(value: Any) -> Any:
+    """Make a path that exists independent of the working directory."""
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
 
 
 def _matches(cell: Cell, condition: Mapping[str, Any]) -> bool:

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cryo_monai.completed_runs import note_failure
 from cryo_monai.errors import InputError
 from cryo_monai.folders import LOCK, is_locked
 from cryo_monai.sweeps.local_engine import TICK, LocalEngine
 from cryo_monai.sweeps.plans import Trial
 from cryo_monai.sweeps.ray_clusters import check_nodes, check_ray, joined_cluster, nodes_there, quiet_environment
 from cryo_monai.sweeps.ray_jobs import Job, Orders
-from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, note_failure
+from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED
 
 _GRACE = 10.0  # seconds
 
@@ -209,7 +210,7 @@ class RayEngine(LocalEngine):
             self._error = self._error or InputError(result["reason"])
             self._stop_all()
         elif refusal == "lack":
-            note_failure(trial, result["reason"])
+            note_failure(trial.folder, result["reason"])
         elif refusal == "locked" or code == ELSEWHERE:
             self._attempts[key] -= 1
             self._waiting.append(trial)
@@ -220,7 +221,7 @@ class RayEngine(LocalEngine):
         elif self._is_to_be_tried_again(trial, FAILED if code is None else code):
             self._waiting.append(trial)
         elif code is None:
-            note_failure(trial, f"its Ray worker or node died {self._attempts[key]} times (out of memory?)")
+            note_failure(trial.folder, f"its Ray worker or node died {self._attempts[key]} times (out of memory?)")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,11 +52,11 @@ class Job:
         return cls(trial.key, trial.folder, places, pickle.dumps(trial), threads)
 
 
-def do_job(job: Job) -> None:
-    """Do a trial in a process of its own, which ends as `run_trial` says."""
-    from cryo_monai.sweeps.local_engine import Slot, _work
+def do_job(job: Job, lifeline: Connection) -> None:
+    """Do a trial in a process of its own; see `do_trial`."""
+    from cryo_monai.sweeps.local_engine import Slot, do_trial
 
-    _work(pickle.loads(job.content), Slot(threads=job.threads))
+    do_trial(pickle.loads(job.content), Slot(threads=job.threads), lifeline)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class RayTrial(Trainable):
         self._jobs, self._orders = jobs, orders
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cryo_monai.sweeps.trials", *preload])
+        self._lifeline, self._life = self._context.Pipe(duplex=False)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -86,7 +87,7 @@ class RayTrial(Trainable):
 
     def _started(self) -> ForkServerProcess:
         self._job.folder.mkdir(parents=True, exist_ok=True)
-        process = self._context.Process(target=do_job, args=(self._job,), name=self._job.key)
+        process = self._context.Process(target=do_job, args=(self._job, self._lifeline), name=self._job.key)
         with _nameless_main():
             process.start()
         return process
@@ -94,7 +95,8 @@ class RayTrial(Trainable):
     def _tell(self) -> None:
         if self._process is not None and self._process.pid:
             self._told = True
-            os.kill(self._process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._process.pid, signal.SIGTERM)
 
 
 @contextmanager

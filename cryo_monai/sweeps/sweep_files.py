@@ -12,6 +12,7 @@ from typing import Any
 
 from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
+from cryo_monai.runs import PLACES
 from cryo_monai.sweeps.outcomes import Value
 
 KEYS = (
@@ -106,6 +107,8 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
     if not isinstance(content, dict) or not isinstance(content.get("axes"), dict) or not content["axes"]:
         raise InputError(f"{file}: a sweep is a JSON object with 'axes'")
     _refuse_unknown(file, "", [key for key in content if not key.startswith("_")], KEYS)
+    if "pretrained" in content["axes"]:
+        raise InputError(f"{file}: axes: 'pretrained' is what trainings that others begin from are called; rename it")
     reader = _Reader(file)
     axes = {axis: reader.axis(axis, values) for axis, values in content["axes"].items()}
     base = reader.setting("", "", {key: content[key] for key in _SETTING_KEYS if key in content})
@@ -152,6 +155,11 @@ class _Reader:
             raise InputError(f"{self.file}: {place}: {found}: no such file or folder")
         return found
 
+    def beside(self, value: Any) -> Any:
+        """Make a path absolute that exists beside the file."""
+        found = self.file.parent.resolve() / value if isinstance(value, str) and value else None
+        return str(found) if found is not None and found.exists() else value
+
     def axis(self, axis: str, values: Any) -> list[Setting]:
         if isinstance(values, list) and values and all(_is_value(value) for value in values):
             settings = [Setting(value, ids={axis: value}) for value in values]
@@ -178,7 +186,7 @@ class _Reader:
             name=ids[axis] if _is_value(ids.get(axis)) else name,
             bundle=self.path(place, value["bundle"]) if "bundle" in value else None,
             overlays=tuple(self.path(place, overlay) for overlay in overlays),
-            ids=dict(ids),
+            ids={name: self.beside(value) if name in PLACES else value for name, value in ids.items()},
         )
 
     def conditions(self, content: Any, axes: Mapping[str, Sequence[Setting]]) -> list[dict[str, Any]]:
@@ -192,12 +200,21 @@ class _Reader:
         if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
             raise InputError(f"{self.file}: {key!r} is not an object of objects")
         return {
-            name: {
-                option: str(self.path(f"{key}: {name}", value)) if option in ("config", "structure_dir") else value
-                for option, value in entry.items()
-            }
+            name: {option: self.option(f"{key}: {name}", option, value) for option, value in entry.items()}
             for name, entry in content.items()
         }
+
+    def option(self, place: str, option: str, value: Any) -> Any:
+        """Read an option of a verb as the command line would give it."""
+        if option == "output_dir":
+            raise InputError(f"{self.file}: {place}: 'output_dir' is the sweep's to choose")
+        if option in ("config", "structure_dir"):
+            return str(self.path(place, value))
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        if not isinstance(value, (str, int, float)):
+            raise InputError(f"{self.file}: {place}: {option}: give a text or a number")
+        return value if isinstance(value, bool) or option == "num_per_class" else str(value)
 
     def pretrained(self, content: Any) -> dict[str, tuple[str, Setting]]:
         if not isinstance(content, dict):

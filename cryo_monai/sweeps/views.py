@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from cryo_monai.errors import InputError
 from cryo_monai.runs import read_json
-from cryo_monai.sweeps.outcomes import Outcome
-from cryo_monai.sweeps.plans import Trial, named
+from cryo_monai.sweeps.outcomes import Outcome, named
+from cryo_monai.sweeps.plans import Trial
 from cryo_monai.sweeps.trials import outcome_of
 
 _UP, _CLEAR = "\x1b[{}F", "\x1b[J"
