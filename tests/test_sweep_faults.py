@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai.completed_runs import DONE, FAILURE, complete_run, is_done
@@ -173,6 +174,7 @@ def test_one_of_two_processes_that_start_at_once_does_the_trial(dataset_dir: Pat
             while not barrier.exists():
                 time.sleep(0.001)
             code = 99
+            torch.set_num_threads(1)  # OpenMP's threads do not come along in a fork
             try:
                 code = run_trial(trial)
             finally:
