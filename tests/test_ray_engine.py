@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import SUBTOMOGRAMS, TINY
 
-from cryo_monai.completed_runs import is_done
+from cryo_monai.completed_runs import is_done, note_failure
 from cryo_monai.errors import InputError
 from cryo_monai.folders import LOCK, is_locked, locked
 from cryo_monai.sweeps.plans import Planner, Trial
@@ -24,7 +24,7 @@ from cryo_monai.sweeps.ray_clusters import check_ray, knock
 from cryo_monai.sweeps.ray_engine import RayEngine
 from cryo_monai.sweeps.ray_jobs import Job, Orders, blindness, missing
 from cryo_monai.sweeps.sweep_files import read_sweep
-from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, note_failure, outcome_of
+from cryo_monai.sweeps.trials import ELSEWHERE, FAILED, STOPPED, outcome_of
 
 EPOCHS = 8
 DRIVER = """
@@ -282,7 +282,7 @@ def test_what_a_user_has_to_mend_is_not_tried_again(engine: Callable[..., RayEng
     wrong, lacking = trial(tmp_path, "wrong"), trial(tmp_path, "lacking")
     one = given(engine(retries=3), [wrong, lacking], tmp_path)
     assert [one._take(), one._take()] == ["wrong", "lacking"]
-    note_failure(wrong, "no such class")
+    note_failure(wrong.folder, "no such class")
     one._hear("wrong", {"code": FAILED})
     one._hear("lacking", {"refusal": "lack", "reason": "bundle: not there on node1; put it where every node sees it"})
     assert one._take() == "FINISHED"

@@ -21,7 +21,7 @@ import pytest
 from conftest import SUBTOMOGRAMS, TINY
 
 from cryo_monai.__main__ import main
-from cryo_monai.completed_runs import DONE, is_done
+from cryo_monai.completed_runs import DONE, FAILURE, is_done, note_failure
 from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.folders import LockedError
@@ -37,7 +37,6 @@ from cryo_monai.searches.studies import Study
 from cryo_monai.sweeps.local_engine import LocalEngine, Slot
 from cryo_monai.sweeps.plans import Planner, Trial
 from cryo_monai.sweeps.sweep_files import read_sweep
-from cryo_monai.sweeps.trials import FAILURE, note_failure
 from cryo_monai.workflows import load_workflow
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="Optuna is not installed")
@@ -112,7 +111,7 @@ class MadeUpEngine:
 
     def _train(self, trial: Trial) -> None:
         if self.fails(trial):
-            note_failure(trial, "loss is not finite")
+            note_failure(trial.folder, "loss is not finite")
             self._end(trial)
             return
         rows = epochs_of(trial)

@@ -257,6 +257,63 @@ def test_a_signal_saves_what_runs_and_the_same_call_goes_on(
     assert {trial.key: evaluation(trial) for trial in trials} == reference
 
 
+def test_a_signal_while_a_process_is_made_reaches_it(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trial,) = slow(dataset_dir, tmp_path, [0], max_epochs=LONG)
+    engine = LocalEngine([Slot()])
+    start = engine._context.Process.start
+
+    def interrupted(process: Any) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(engine._context.Process, "start", interrupted)
+    assert not engine.run([trial])
+    assert outcome_of(trial).state in ("waiting", "stopped")
+
+
+def test_what_was_stopped_goes_on_after_the_sweep_was_moved(dataset_dir: Path, tmp_path: Path) -> None:
+    content = {
+        "bundle": str(SUBTOMOGRAMS),
+        "ids": {**TINY, "num_classes": 3},
+        "axes": {"dataset": {"a": {}}, "initialisation": {"own": {"ids": {"weights": "pretrained:start"}}}},
+        "pretrained": {"start": {"dataset": "a", "ids": {"seed": 9}}},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+
+    def trials_in(folder: Path) -> list[Trial]:
+        planner = Planner(read_sweep(tmp_path / "sweep.json"), folder, data={"a": dataset_dir})
+        return planner.plan(planner.cells())
+
+    assert LocalEngine([Slot()]).run(trials_in(tmp_path / "before"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    start, trial = trials_in(tmp_path / "after")
+    assert outcome_of(start).state == outcome_of(trial).state == "done"
+    (trial.folder / DONE).unlink()  # as if it had been stopped after its last epoch
+    (trial.folder / "evaluation.json").unlink()
+    assert LocalEngine([Slot()]).run([start, trial])
+    assert outcome_of(trial).state == "done"
+
+
+def test_a_signal_before_the_first_epoch_ends_with_the_code_of_a_stopped_run(dataset_dir: Path, tmp_path: Path) -> None:
+    slow_start = {"initialize": ["$__import__('time').sleep(60)"]}
+    (trial,) = plan(tmp_path, dataset_dir, {"kind": {"slow": {"ids": slow_start}}})
+    pid = os.fork()
+    if not pid:
+        code = 99
+        torch.set_num_threads(1)
+        try:
+            code = run_trial(trial)
+        finally:
+            os._exit(code)
+    until(lambda: is_locked(trial.folder / LOCK))
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGUSR1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == STOPPED
+    assert not (trial.folder / FAILURE).exists()
+
+
 def test_torn_marks_are_made_again(dataset_dir: Path, tmp_path: Path) -> None:
     (trial,) = plan(tmp_path, dataset_dir, {"seed": [6]})
     engine = LocalEngine([Slot()])

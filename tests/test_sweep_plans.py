@@ -12,6 +12,8 @@ from conftest import CONFIGS, SUBTOMOGRAMS, TINY
 
 from cryo_monai.errors import InputError
 from cryo_monai.splits import SPLITS
+from cryo_monai.sweeps.identities import DataDigests
+from cryo_monai.sweeps.local_engine import slots
 from cryo_monai.sweeps.plans import Planner
 from cryo_monai.sweeps.sweep_files import Sweep, note_sweep, read_sweep
 from cryo_monai.sweeps.trial_data import TrialData
@@ -118,6 +120,9 @@ def test_only_chooses_a_part_and_needs_no_more_than_that(
         ({"bundle": "missing"}, "missing: no such file or folder"),
         ({"leave_out": [{"sead": 1}]}, "leave_out: no such key 'sead'; did you mean seed?"),
         ({"pretrained": {"start": {}}}, "pretrained: start: name its 'dataset'"),
+        ({"axes": {"pretrained": [1, 2]}}, "rename it"),
+        ({"data": {"simulated": {"output_dir": "x"}}}, "'output_dir' is the sweep's to choose"),
+        ({"data": {"simulated": {"snr": None}}}, "snr: give a text or a number"),
     ],
 )
 def test_mistakes_in_a_sweep_are_named(write_sweep: WriteSweep, changes: dict[str, Any], words: str) -> None:
@@ -186,6 +191,101 @@ def test_weights_on_the_command_line_stand_for_video_weights_only(
     before = video.key
     file.write_bytes(b"other")
     assert planned(write_sweep(axes=axes), tmp_path / "out", dataset_dir, weights=str(file))[1].key != before
+
+
+def listed(folder: Path, data: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a data set whose dataset.json is edited; its volumes are the same files."""
+    content = json.loads((data / "dataset.json").read_text())
+    for split in ("training", "validation", "test"):
+        for item in content[split]:
+            item["image"] = str(data / item["image"])
+    edit(content)
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_which_split_source_and_place_in_a_list_an_item_has_belongs_to_the_data(
+    dataset_dir: Path, tmp_path: Path
+) -> None:
+    def keep(content: dict[str, Any]) -> None: ...
+
+    def move(content: dict[str, Any]) -> None:
+        content["validation"].insert(0, content["training"].pop())
+
+    def rename(content: dict[str, Any]) -> None:
+        content["training"][0]["source"] = "tomogram_7"
+
+    def turn(content: dict[str, Any]) -> None:
+        content["training"].reverse()
+
+    found = []
+    for edit in (keep, move, rename, turn, keep):
+        place = listed(tmp_path / "data", dataset_dir, edit)  # the same place, and the same note
+        found.append(DataDigests(tmp_path / "note.json").of(place))
+    assert found[0] == found[-1]
+    assert len(set(found)) == 4
+
+
+def test_a_file_that_was_exchanged_with_its_time_kept_is_read_again(dataset_dir: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(dataset_dir, tmp_path / "data"))
+    before = DataDigests(tmp_path / "note.json").of(moved)
+    volume = moved / json.loads((moved / "dataset.json").read_text())["test"][0]["image"]
+    status = volume.stat()
+    content = bytearray(volume.read_bytes())
+    content[-1] ^= 1
+    volume.write_bytes(content)
+    os.utime(volume, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert DataDigests(tmp_path / "note.json").of(moved) != before
+
+
+def test_how_a_bundle_is_evaluated_is_part_of_the_key(dataset_dir: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(SUBTOMOGRAMS, tmp_path / SUBTOMOGRAMS.name))
+    keys = []
+    for averaged in ("false", "true"):
+        file = bundle / "configs" / "evaluate.json"
+        file.write_text(file.read_text().replace('"average_axes": false', f'"average_axes": {averaged}'))
+        (tmp_path / "sweep.json").write_text(json.dumps(tiny_sweep(bundle=str(bundle))))
+        keys.append([t.key for t in planned(read_sweep(tmp_path / "sweep.json"), tmp_path / "out", dataset_dir)])
+    assert not set(keys[0]) & set(keys[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ids": {**TINY, "num_classes": 3, "weights": "pretrained:start"}}, "pre-training 'start' begins from itself"),
+        ({"axes": {**tiny_sweep()["axes"], "label_fraction": [25]}}, "label_fraction: 25 is not above 0 and up to 1"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(
+    write_sweep: WriteSweep, dataset_dir: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(write_sweep(**changes), tmp_path / "out", dataset_dir)
+    assert words in str(caught.value)
+
+
+def test_data_that_the_sweep_does_not_have_are_refused(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--data simulatd: no such data set .*; did you mean simulated\?"):
+        Planner(write_sweep(), tmp_path, data={"simulatd": tmp_path})
+    with pytest.raises(InputError, match="has no axis 'dataset'; give --dataset_dir instead"):
+        Planner(write_sweep(axes={"seed": [0]}, pretrained={}), tmp_path, data={"": tmp_path})
+
+
+def test_workers_are_places_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="must not be negative"):
+        slots(-1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [slot.device for slot in slots()] == ["0", "1"]
+    assert [slot.device for slot in slots(trials_per_gpu=2)] == ["0", "1", "0", "1"]
+    assert [slot.device for slot in slots(1)] == ["0"]
+    assert [slot.device for slot in slots(3, trials_per_gpu=0)] == ["", "", ""]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [slot.device for slot in slots()] == ["5", "7"]
+    with pytest.raises(InputError, match="2 GPUs have 2 places; raise --trials_per_gpu"):
+        slots(3)
 
 
 PUBLISHED = sorted((CONFIGS / "sweeps").glob("*.json"))

@@ -135,6 +135,7 @@ def test_the_rehearsal_runs_at_a_smaller_size(tmp_path: Path, capsys: pytest.Cap
         (["--only", "dataset=big"], "axis dataset has no value 'big'; there are small"),
         (["--epochz", "5"], "--epochz: no such id in this bundle; did you mean"),
         (["--lr", "fast"], "--lr fast: give a number"),
+        (["--workers", "-1"], "workers -1"),
     ],
 )
 def test_mistakes_cost_no_training(
@@ -146,6 +147,33 @@ def test_mistakes_cost_no_training(
     assert words in error
     assert "Traceback" not in error
     assert not list(out.glob("trials/*/run.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"compare": "initialization"}, "initialization"),
+        ({"published": [1]}, "published"),
+        ({"baseline": "rando"}, "rando"),
+    ],
+)
+def test_what_tables_cannot_be_made_of_costs_no_training(
+    tmp_path: Path, dataset_dir: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    file, out = str(write(tmp_path, **changes)), tmp_path / "out"
+    assert main(["sweep", file, str(out), "--data", str(dataset_dir)]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not list(out.glob("trials/*/run.json"))
+
+
+def test_a_queue_leaves_its_failure_in_the_folder(tmp_path: Path, dataset_dir: Path) -> None:
+    flags = ["--dataset_dir", str(dataset_dir), "--num_classes", "3", "--device", "cpu", "--lr", "1e30"]
+    flags += [f"--{key}={json.dumps(value)}" for key, value in TINY.items() if key != "lr"]
+    command = ["train", str(SUBTOMOGRAMS), str(tmp_path / "run"), "--idempotent", "True", "--report", "False", *flags]
+    assert main(command) == 1
+    assert "the loss became" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]
 
 
 class Terminal(io.StringIO):

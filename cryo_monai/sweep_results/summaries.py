@@ -212,8 +212,15 @@ def pairs_of(row: Row, baseline: Row) -> list[tuple[Result, Result]]:
     return [(own, others[own.cell.get(SEED)]) for own in row.done if own.cell.get(SEED) in others]
 
 
+def _computer(result: Result) -> list[object]:
+    """Return what has to be equal for minutes to be compared."""
+    return [result.environment.get(key) for key in ("device", "threads", "ranks")]
+
+
 def _reaches(pairs: Sequence[tuple[Result, Result]]) -> list[Reach]:
-    found = [reach_of(own.history, other.history, same_device=own.device == other.device) for own, other in pairs]
+    found = [
+        reach_of(own.history, other.history, same_device=_computer(own) == _computer(other)) for own, other in pairs
+    ]
     return [reach for reach in found if reach is not None]
 
 
