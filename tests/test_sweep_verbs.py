@@ -170,7 +170,8 @@ def test_what_tables_cannot_be_made_of_costs_no_training(
 
 def test_a_queue_leaves_its_failure_in_the_folder(tmp_path: Path, dataset_dir: Path) -> None:
     flags = ["--dataset_dir", str(dataset_dir), "--num_classes", "3", "--device", "cpu", "--lr", "1e30"]
-    flags += [f"--{key}={json.dumps(value)}" for key, value in TINY.items() if key != "lr"]
+    given = {key: value if isinstance(value, str) else json.dumps(value) for key, value in TINY.items() if key != "lr"}
+    flags += [f"--{key}={value}" for key, value in given.items()]
     command = ["train", str(SUBTOMOGRAMS), str(tmp_path / "run"), "--idempotent", "True", "--report", "False", *flags]
     assert main(command) == 1
     assert "the loss became" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]

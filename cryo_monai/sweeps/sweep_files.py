@@ -111,6 +111,7 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
         raise InputError(f"{file}: axes: 'pretrained' is what trainings that others begin from are called; rename it")
     reader = _Reader(file)
     axes = {axis: reader.axis(axis, values) for axis, values in content["axes"].items()}
+    _check_comparison(file, content, axes)
     base = reader.setting("", "", {key: content[key] for key in _SETTING_KEYS if key in content})
     return Sweep(
         path=file,
@@ -226,6 +227,18 @@ class _Reader:
             setting = {key: value for key, value in entry.items() if key != "dataset"}
             found[name] = (entry["dataset"], self.setting("pretrained", name, setting))
         return found
+
+
+def _check_comparison(file: Path, content: Mapping[str, Any], axes: Mapping[str, Sequence[Setting]]) -> None:
+    """Check what tables compare, which would be known too late otherwise."""
+    rows = content.get("published", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{file}: 'published' is not a list of objects")
+    if "compare" in content:
+        _refuse_unknown(file, "compare: ", [content["compare"]], tuple(axes))
+    names = [str(value.name) for value in axes.get(content.get("compare", "initialisation"), [])]
+    if "baseline" in content and names:
+        _refuse_unknown(file, "baseline: ", [str(content["baseline"])], names)
 
 
 def _refuse_unknown(file: Path, place: str, names: Sequence[str], known: Sequence[str]) -> None:
