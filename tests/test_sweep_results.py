@@ -20,7 +20,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.sweep_results.effort import reach_of, summarise_effort
 from cryo_monai.sweep_results.pairs import compare_seeds, correct_rows, estimate_mean, hedges_correction, sign_flip_p
 from cryo_monai.sweep_results.result_files import write_results
-from cryo_monai.sweep_results.results import collect_results, status_rows
+from cryo_monai.sweep_results.results import collect_results
 from cryo_monai.sweep_results.summaries import Row, Summary, summarise_sweep
 from cryo_monai.sweeps.outcomes import Outcome
 
@@ -312,19 +312,6 @@ def test_other_devices_versions_and_volumes_are_told(tmp_path: Path) -> None:
     effort = video_row(summarised(outcomes)).effort
     assert effort is not None
     assert effort.reaches[2].minutes is None
-
-
-def test_status_has_the_means_of_what_is_done(tmp_path: Path) -> None:
-    outcomes = pairs(tmp_path, [0.5, 0.6, 0.7], [0.6, 0.7, 0.8])
-    outcomes[0] = replace(outcomes[0], state="failed", reason="x")
-    outcomes[4] = replace(outcomes[4], state="running")
-    outcomes[5] = replace(outcomes[5], state="waiting")
-    random, video = status_rows(collect_results(outcomes), SWEEP | {"axes": {}})
-    assert (random.cell, random.planned, random.done, random.failed) == ({"initialisation": "random"}, 3, 2, 1)
-    assert random.accuracy == pytest.approx(0.65)
-    assert (video.planned, video.done, video.failed, video.accuracy, video.auc) == (3, 1, 0, 0.6, 0.6)
-    (nothing,) = status_rows(collect_results([replace(outcomes[5])]), {})
-    assert (nothing.done, nothing.accuracy, nothing.auc) == (0, None, None)
 
 
 def test_the_csv_has_a_row_per_trial_in_the_order_of_the_axes(tmp_path: Path) -> None:

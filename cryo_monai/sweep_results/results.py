@@ -10,7 +10,6 @@ from typing import Any
 
 from cryo_monai.errors import InputError
 from cryo_monai.sweep_results.effort import total_seconds
-from cryo_monai.sweep_results.layouts import SEED, layout_of
 from cryo_monai.sweeps.outcomes import Cell, Outcome, Value
 
 
@@ -74,28 +73,6 @@ class Result:
         return value
 
 
-@dataclass(frozen=True)
-class StatusRow:
-    """Where the seeds of a cell stand.
-
-    Attributes
-    ----------
-    cell : mapping
-        Axis to the name of its value, without the seed.
-    planned, done, failed : int
-        Trials.
-    accuracy, auc : float or None
-        Means over the seeds that are done.
-    """
-
-    cell: Cell
-    planned: int
-    done: int
-    failed: int
-    accuracy: float | None
-    auc: float | None
-
-
 def collect_results(outcomes: Sequence[Outcome]) -> list[Result]:
     """Read the numbers of every trial that is done, in the order given.
 
@@ -116,35 +93,6 @@ def collect_results(outcomes: Sequence[Outcome]) -> list[Result]:
             )
         folders[cell] = outcome.folder
     return [_collect(outcome) for outcome in outcomes]
-
-
-def status_rows(results: Sequence[Result], sweep: Mapping[str, Any]) -> list[StatusRow]:
-    """Return where each cell of a sweep stands, over its seeds, in the order of the tables.
-
-    Parameters
-    ----------
-    results : sequence of Result
-        From `collect_results`.
-    sweep : mapping
-        The sweep's JSON.
-    """
-    layout = layout_of([result.cell for result in results], sweep)
-    return [
-        StatusRow(
-            cell={axis: value for axis, value in members[0].cell.items() if axis != SEED},
-            planned=len(members),
-            done=sum(member.state == "done" for member in members),
-            failed=sum(member.state == "failed" for member in members),
-            accuracy=_mean([member.accuracy for member in members]),
-            auc=_mean([member.auc for member in members]),
-        )
-        for members in layout.grouped(results, lambda result: result.cell)
-    ]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _collect(outcome: Outcome) -> Result:

@@ -28,7 +28,7 @@ class RayTrial(Trainable):
     """Does one trial after another in processes forked from a server that has imported everything.
 
     The trial is two processes away from Ray: its main thread gets signals, its memory is its own, and when its worker
-    is killed, or the node's Ray, the kernel asks it to save and end.
+    is killed, or the node's Ray, it notices, saves and ends.
     """
 
     def setup(
