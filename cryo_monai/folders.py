@@ -47,17 +47,15 @@ def claimed(folder: Path, kind: str = "simulation") -> Iterator[None]:
         if others:
             article = "an" if kind[0] in "aeiou" else "a"
             raise InputError(f"{folder}: not empty and not {article} {kind} ({others[0]}); choose another --output_dir")
-    try:
-        with locked(folder / LOCK, f"{folder}: another process is writing into it"):
-            yield
-    finally:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
+    with locked(folder / LOCK, f"{folder}: another process is writing into it"):
+        yield
 
 
 @contextmanager
 def locked(lock: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file, whose folder is created, for one process; the operating system lets go when that ends.
+
+    A folder that holds nothing else in the end is removed.
 
     Raises
     ------
@@ -70,15 +68,20 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something
+                lock.parent.rmdir()
 
 
 def _lock(lock: Path, refusal: str) -> IO[str]:
-    tries = 3  # `is_locked` holds it for a moment
+    tries = 3  # `is_locked` holds it for a moment; who held it before may remove the folder
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             stream = lock.open("a+")
         except OSError as error:
+            tries -= 1
+            if tries and error.errno == errno.ENOENT:
+                continue
             raise InputError(f"{lock.parent}: cannot be written ({error.strerror})") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

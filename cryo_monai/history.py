@@ -33,7 +33,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     return {
         "cryo_monai": cryo_monai.__version__,
         "monai": monai.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # of a class that checkpoints may not hold
         "ignite": ignite.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -70,8 +70,8 @@ class History:
         self.loss = math.nan
         self._loss_sum = 0.0
         self._batches = 0
-        self._volumes = 0
         self._seconds = 0.0
+        self._environments: list[dict[str, Any]] = []
         self._clock = 0.0
         self._validation: dict[str, float] | None = None
         self._fresh = True
@@ -100,23 +100,27 @@ class History:
             "rows": self.rows,
             "loss_sum": self._loss_sum,
             "batches": self._batches,
-            "volumes": self._volumes,
             "seconds": self._seconds + time.perf_counter() - self._clock if self._batches else 0.0,
+            "environments": self._environments,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take rows and sums back."""
         self.rows = list(state["rows"])
         self._loss_sum, self._batches = state["loss_sum"], state["batches"]
-        self._volumes, self._seconds = state["volumes"], state["seconds"]
+        self._seconds = state["seconds"]
+        self._environments = list(state["environments"])
         self._fresh = self._batches == 0
 
     def _start_epoch(self, engine: Engine) -> None:
         if self._fresh:
-            self._loss_sum, self._batches, self._volumes, self._seconds = 0.0, 0, 0, 0.0
+            self._loss_sum, self._batches, self._seconds = 0.0, 0, 0.0
         self._fresh = True
         self._clock = time.perf_counter()
         self._validation = None
+        now = environment(engine.state.device)
+        if now not in self._environments:
+            self._environments.append(now)
 
     def _check_loss(self, engine: Engine) -> None:
         # The only wait for the device in an iteration; here the backward pass has not been queued yet.
@@ -128,7 +132,6 @@ class History:
             )
         self._loss_sum += self.loss
         self._batches += 1
-        self._volumes += len(engine.state.output["label"]) * num_ranks()
 
     def _take_validation(self, evaluator: Engine) -> None:
         self._validation = {name: float(value) for name, value in evaluator.state.metrics.items()}
@@ -155,7 +158,7 @@ class History:
         content = {
             "best_epoch": best,
             "best": next((row for row in self.rows if row["epoch"] == best), None),
-            "environment": environment(engine.state.device),
+            "environment": _joined(self._environments),
             "history": self.rows,
         }
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -165,6 +168,15 @@ class History:
         writer.writerows(self.rows)
         atomic_write_text(self.folder / "metrics.json", json.dumps(content, indent=1) + "\n")
         atomic_write_text(self.folder / "metrics.csv", table.getvalue())
+
+
+def _joined(environments: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give each entry the values that it had while the run was resumed: "a, then b" where there are several."""
+    found = {key: list(dict.fromkeys(one.get(key) for one in environments)) for key in environments[-1]}
+    return {
+        key: values[0] if len(values) == 1 else ", then ".join(str(value) for value in values)
+        for key, values in found.items()
+    }
 
 
 def _finite(value: float) -> float | None:

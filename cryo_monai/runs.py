@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,8 @@ def running(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     folder = Path(run_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder")
-    try:
-        with locked(folder / LOCK, f"{folder}: another process trains there"):
-            yield
-    finally:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
+    with locked(folder / LOCK, f"{folder}: another process trains there"):
+        yield
 
 
 def train_held(

@@ -15,6 +15,7 @@ import torch
 from conftest import SUBTOMOGRAMS, TINY, training
 from ignite.engine import Engine, Events
 
+from cryo_monai import history
 from cryo_monai.checkpoints import EXIT_CODE, CheckpointHandler, load_checkpoint, load_verified
 from cryo_monai.errors import CryoMonaiError, DivergedError, InputError, unwrapped_errors
 from cryo_monai.files import atomic_save
@@ -236,6 +237,24 @@ def test_metrics_files_agree_and_name_the_best_epoch(uninterrupted: Path) -> Non
     values = [row["val_accuracy"] for row in content["history"]]
     assert content["best_epoch"] == 1 + values.index(max(values))
     assert content["environment"]["torch"] == torch.__version__
+
+
+def test_a_run_resumed_elsewhere_names_both_machines(
+    dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(engine: Engine) -> None:
+        if engine.state.iteration == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(dataset_dir, tmp_path, stop)
+    real = history.environment
+    monkeypatch.setattr(history, "environment", lambda device: {**real(device), "device": "another", "threads": 99})
+    run(dataset_dir, tmp_path, resume=True)
+    found = json.loads((tmp_path / "metrics.json").read_text())["environment"]
+    assert found["device"] == f"{real('cpu')['device']}, then another"
+    assert found["threads"] == f"{real('cpu')['threads']}, then 99"
+    assert found["torch"] == torch.__version__
 
 
 def start(dataset_dir: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:

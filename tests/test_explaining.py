@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -62,6 +63,27 @@ def volume_file(tmp_path: Path) -> Path:
     struct.pack_into("<3i", raw, 16, -7, 8, 9)
     path.write_bytes(raw)
     return path
+
+
+def text_and_numbers(file: Path) -> tuple[str, list[float]]:
+    """A file's text with its fractions taken out, and these."""
+    fraction, text = r"-?\d+\.\d+(?:e[-+]\d+)?|-?\d+e[-+]\d+", file.read_text()
+    return re.sub(fraction, "#", text), [float(number) for number in re.findall(fraction, text)]
+
+
+def assert_same(made: Path, expected: Path) -> None:
+    """Fail when folders differ, naming the file; a map that was computed again may differ in its last digits."""
+    for file in sorted(file.relative_to(expected) for file in expected.rglob("*") if file.is_file()):
+        if file.suffix == ".mrc":
+            assert np.allclose(read_mrc(made / file).data, read_mrc(expected / file).data, atol=1e-6), file
+        elif file.suffix == ".png":
+            assert (made / file).is_file(), file
+        else:
+            (text, numbers), (expected_text, expected_numbers) = (
+                text_and_numbers(folder / file) for folder in (made, expected)
+            )
+            assert text == expected_text, file
+            assert numbers == pytest.approx(expected_numbers, abs=1e-5), file
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -165,7 +187,6 @@ def test_what_is_there_is_not_computed_again_and_what_is_lost_is(
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(explained, folder)
-    before = {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
     lost = sorted((folder / "maps").iterdir())[1]
     lost.unlink()
     calls: list[int] = []
@@ -175,7 +196,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_lost_is(
     explain_run(run_dir, "test", folder, limit=3, against_start=True, progress=lambda *n: done.append(n), **OPTIONS)
     assert len(calls) == 2  # the run's map and the compared one, of one volume
     assert done == [(1, 3), (2, 3), (3, 3)]
-    assert {file: file.read_bytes() for file in before} == before
+    assert_same(folder, explained)
 
 
 def test_an_interrupted_call_loses_one_volume_at_most(
@@ -197,8 +218,7 @@ def test_an_interrupted_call_loses_one_volume_at_most(
     explain_run(run_dir, "test", tmp_path / "a", **options)
     assert len(calls) == 2 + 1
     explain_run(run_dir, "test", tmp_path / "b", **options)
-    for file in (f for f in (tmp_path / "b").rglob("*") if f.is_file()):
-        assert file.read_bytes() == (tmp_path / "a" / file.relative_to(tmp_path / "b")).read_bytes(), file
+    assert_same(tmp_path / "a", tmp_path / "b")
 
 
 def test_another_request_is_refused_in_the_same_folder(explained: Path, run_dir: Path) -> None:

@@ -164,6 +164,22 @@ def test_minutes_that_cannot_be_compared_are_missing() -> None:
     assert (effort.minutes_ratio, effort.num_reached) == (None, 2)
 
 
+@pytest.mark.parametrize(
+    "computer", [{"device": "another"}, {"threads": 2}, {"ranks": 2}, {"device": "cpu, then another"}]
+)
+def test_minutes_of_other_computers_are_not_compared(tmp_path: Path, computer: dict[str, Any]) -> None:
+    names = ("random", "video")
+    for folder, environment in (("same", {}), ("other", computer)):
+        outcomes = [
+            fabricate_trial(tmp_path / folder / name, {"initialisation": name, "seed": 0}, environment=extra)
+            for name, extra in zip(names, ({}, environment), strict=True)
+        ]
+        effort = video_row(summarised(outcomes)).effort
+        assert effort is not None
+        assert effort.reaches[0].epoch is not None
+        assert (effort.reaches[0].minutes is None) == (folder == "other")
+
+
 def test_ratios_are_of_pairs_that_reached_the_target() -> None:
     baseline = history([0.1, 0.2, 0.3, 0.4])
     runs = [history([0.4]), history([0.1, 0.4]), history([0.1, 0.1, 0.4]), history([0.1])]
