@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cryo_monai.colours import colour_of
-from cryo_monai.reports.canvases import short_names
+from cryo_monai.reports.canvases import new_figure, short_names
 from cryo_monai.reports.figures import (
     confusion_figure,
     embedding_figure,
@@ -175,3 +175,21 @@ def test_cut_names_stay_different() -> None:
     many = short_names([f"a_long_prefix_{n}_a_long_suffix" for n in range(3)], 12)
     assert len(set(many)) == 3
     assert all(len(name) <= 12 for name in many)
+
+
+def test_ids_of_a_picture_are_its_own_and_free_of_rounding() -> None:
+    def drawn(left: float) -> str:
+        figure = new_figure(2, label="a line")
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((left, 0.2, 0.7, 0.7))
+        axes.plot([0, 1], [0, 1], marker="o")
+        return svg_of(figure)
+
+    def ids(text: str) -> set[str]:
+        return set(re.findall(r' id="([^"]+)"', text))
+
+    text = drawn(0.1)
+    assert drawn(0.1 * (1 + 1e-15)) == text
+    assert ids(text) == set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+    assert ids(text)
+    assert not ids(text) & ids(drawn(0.15))

@@ -5,6 +5,7 @@ A figure is a matplotlib ``Figure`` made without pyplot. The same numbers give t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,18 @@ def svg_of(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda match: match.group(0) if match.group(1) in used else "", text)
+    text = _renamed_ids(text)
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', 'Liberation Sans', Arial")
     return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(str(figure.get_label()))} ', 1).strip() + "\n"
+
+
+def _renamed_ids(text: str) -> str:
+    """Name ids by what the picture shows; matplotlib's hang on the last bits of coordinates, which vary by rounding."""
+    references = r'( id="|url\(#|href="#)([^")]+)'
+    ids = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in re.findall(references, text)))}
+    text = re.sub(references, lambda match: f"{match[1]}{ids[match[2]]}", text)
+    picture = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return re.sub(references, lambda match: f"{match[1]}p{picture}_{match[2]}", text)
 
 
 @styled()
