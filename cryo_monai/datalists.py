@@ -300,10 +300,11 @@ def file_problems(lists: Lists, permissive: bool, cache: VolumeCache | None = No
     problems = []
     shapes: dict[tuple[int, int, int], str] = {}
     seen: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for name, items in lists.items():
         for item in items:
             path = item["path"]
-            real = volume_identity(path)
+            real = volume_identity(path, folders)
             if real in seen:
                 twice = f" (in {seen[real]} and in {name})" if name else ""
                 problems.append(f"{path}: listed twice{twice}")

@@ -29,6 +29,26 @@ from cryo_monai.networks import VideoClassifier
 logger = logging.getLogger(__name__)
 
 
+def scored_volumes(engine: Engine) -> list[tuple[Mapping[str, Any], int, Floats]]:
+    """Return what an evaluator's iteration scored, whether it took the batch apart (``decollate``) or not.
+
+    Returns
+    -------
+    list of tuple
+        Of each volume its item of the batch, its label, and its probabilities `(num_classes,)`.
+    """
+    batch, output = engine.state.batch, engine.state.output
+    if isinstance(output, Mapping):
+        probabilities = np.asarray(output["pred"].detach().cpu(), dtype=np.float64)
+        labels = [int(label) for label in output["label"].tolist()]
+        items = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return list(zip(items, labels, probabilities, strict=True))
+    return [
+        (item, int(one["label"]), np.asarray(one["pred"].detach().cpu(), dtype=np.float64))
+        for item, one in zip(batch, output, strict=True)
+    ]
+
+
 class EvaluationReport:
     """Evaluator handler that writes what a report is made of.
 
@@ -94,9 +114,8 @@ class EvaluationReport:
         self._seen.append(inputs[0].detach().float().cpu())
 
     def _collect(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            probabilities = np.asarray(output["pred"].detach().cpu(), dtype=np.float64)
-            self._rows.append((str(item["path"]), int(output["label"]), probabilities))
+        rows = scored_volumes(engine)
+        self._rows += [(str(item["path"]), label, probabilities) for item, label, probabilities in rows]
         if self._seen:
             self._averaged |= len(self._seen) > 1
             self._features.append(torch.stack(self._seen).mean(dim=0))

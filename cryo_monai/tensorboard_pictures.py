@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from ignite.engine import Engine, Events
 
+from cryo_monai.evaluations import scored_volumes
 from cryo_monai.explanations.maps import check_request, explain_volumes
 from cryo_monai.explanations.pictures import explanation_panel, sample_slices
 from cryo_monai.networks import VideoClassifier
@@ -77,9 +78,8 @@ class TensorBoardPictures:
         self._first, self._others = {}, []
 
     def _collect(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            label = int(output["label"])
-            self._matrix[label, int(output["pred"].argmax())] += 1
+        for item, label, probabilities in scored_volumes(engine):
+            self._matrix[label, probabilities.argmax()] += 1
             if label not in self._first and len(self._first) < self.num_volumes:
                 self._first[label] = _kept(item["image"]), label
             elif len(self._others) < self.num_volumes:

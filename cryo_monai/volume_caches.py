@@ -25,7 +25,7 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from cryo_monai.volume_parts import Part, PartWriter, checksum_of, digest_of, warn_unwritable
-from cryo_monai.volumes import LoadVolumed, stack_member
+from cryo_monai.volumes import LoadVolumed, split_member
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def volume_key(image: Any) -> str | None:
     """
     if not isinstance(image, (str, os.PathLike)):
         return None
-    file, number = stack_member(image)
+    file, number = split_member(os.fspath(image))
     try:
         status = os.stat(file)
     except OSError:

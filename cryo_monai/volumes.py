@@ -69,17 +69,37 @@ def stack_member(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     path : path
         ``folder/000005@stack.mrcs`` is the fifth volume of ``folder/stack.mrcs``, unless there is a file of that name.
     """
-    path = Path(path)
-    match = _MEMBER.fullmatch(path.name)
+    file, number = split_member(os.fspath(path))
+    return Path(file), number
+
+
+def split_member(path: str) -> tuple[str, int | None]:
+    """Do as `stack_member` without making a ``Path``, which takes most of its time."""
+    folder, name = os.path.split(path)
+    match = _MEMBER.fullmatch(name) if "@" in name else None
     if match is None or os.path.exists(path):
         return path, None
-    return path.parent / match[3], int(match[1])
+    return os.path.join(folder, match[3]), int(match[1])
 
 
-def volume_identity(path: str | os.PathLike[str]) -> str:
-    """Return one name for all paths that lead to the same volume, through links or with other leading zeros."""
-    file, number = stack_member(path)
-    return os.path.realpath(file) + ("" if number is None else f" {number}")
+def volume_identity(path: str | os.PathLike[str], folders: dict[str, str] | None = None) -> str:
+    """Return one name for all paths that lead to the same volume, through links or with other leading zeros.
+
+    Parameters
+    ----------
+    path : path
+        Of a volume.
+    folders : dict, optional
+        Where to keep what is found out about folders, for many volumes of the same ones.
+    """
+    file, number = split_member(os.fspath(path))
+    folders = {} if folders is None else folders
+    folder, name = os.path.split(file)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    real = os.path.join(folders[folder], name)
+    real = os.path.realpath(real) if os.path.islink(real) else real
+    return real + ("" if number is None else f" {number}")
 
 
 def check_volume_file(path: str | os.PathLike[str], *, permissive: bool = False) -> tuple[int, int, int]:

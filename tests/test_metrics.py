@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
+from torch.utils.data import default_collate
 
 from cryo_monai.evaluations import EvaluationReport
 from cryo_monai.metrics import MedMNISTEvaluator, accuracy, auc, classification_metrics
@@ -81,16 +82,19 @@ def test_what_is_undefined_is_none() -> None:
     assert found["macro_f1"] == pytest.approx((0.8 + 0) / 2)
 
 
-def test_the_report_writes_what_it_collected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decollate", [True, False])
+def test_the_report_writes_what_it_collected(tmp_path: Path, decollate: bool) -> None:
     probabilities, labels = scores(12, 3, 1)
     names = ["a", "b, c", "d"]
     report = EvaluationReport(tmp_path, names, extra=lambda p, y: {"extra": float(len(y))})
     engine = SimpleNamespace(state=SimpleNamespace(batch=None, output=None))
     report._start(engine)
     for part in (slice(0, 7), slice(7, 12)):
-        engine.state.batch = [{"path": f"{n}.mrc"} for n in range(12)[part]]
         pairs = zip(probabilities[part], labels[part], strict=True)
-        engine.state.output = [{"pred": torch.tensor(p), "label": torch.tensor(y)} for p, y in pairs]
+        batch = [{"path": f"{n}.mrc"} for n in range(12)[part]]
+        output = [{"pred": torch.tensor(p), "label": torch.tensor(y)} for p, y in pairs]
+        engine.state.batch = batch if decollate else default_collate(batch)
+        engine.state.output = output if decollate else default_collate(output)
         report._collect(engine)
     report._write(engine)
     numbers = json.loads((tmp_path / "evaluation.json").read_text())

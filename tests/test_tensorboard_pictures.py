@@ -26,7 +26,7 @@ def network() -> VideoClassifier:
     return VideoClassifier(3, **{k: TINY[k] for k in ("backbone", "backbone_options", "clip_size")})
 
 
-def evaluator(handler: TensorBoardPictures, model: VideoClassifier) -> SupervisedEvaluator:
+def evaluator(handler: TensorBoardPictures, model: VideoClassifier, decollate: bool = False) -> SupervisedEvaluator:
     rng = np.random.default_rng(0)
     items = [
         {"image": torch.from_numpy(rng.random((1, *SHAPE), dtype=np.float32)), "label": label, "path": f"{n}.mrc"}
@@ -38,6 +38,7 @@ def evaluator(handler: TensorBoardPictures, model: VideoClassifier) -> Supervise
         network=model,
         postprocessing=Compose([Activationsd(keys="pred", softmax=True, dim=-1)]),
         val_handlers=[handler],
+        decollate=decollate,
     )
 
 
@@ -49,8 +50,9 @@ def images(folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in found.Images(tag)] for tag in found.Tags()["images"]}
 
 
+@pytest.mark.parametrize("decollate", [True, False])
 def test_matrix_slices_and_maps_are_written_and_the_network_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decollate: bool
 ) -> None:
     drawn: list[tuple[np.ndarray, list[str]]] = []
     real = tensorboard_pictures.confusion_figure
@@ -62,7 +64,7 @@ def test_matrix_slices_and_maps_are_written_and_the_network_goes_on(
     model = network().eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     handler = TensorBoardPictures(tmp_path, model, NAMES, num_volumes=2)
-    engine = evaluator(handler, model)
+    engine = evaluator(handler, model, decollate)
     engine.run(1)
     engine.run(2)
     assert images(tmp_path) == {
