@@ -150,20 +150,21 @@ def _weights(number: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield rng.multinomial(number, np.full(number, 1 / number), size=rows).astype(np.float64)
 
 
-def _ordered(scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Any, Any, Any]:
-    """Return what the area under a ROC curve needs: the order by score, starts of equal scores, positives in order."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
-    return order, starts, positive[order]
+def _ordered(scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Any, Any, Any, Any]:
+    """Return positives, negatives by score, and how many of these score less, and no more, than each positive."""
+    negatives = np.flatnonzero(~positive)
+    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
+    less, no_more = (np.searchsorted(scores[negatives], scores[positive], side) for side in ("left", "right"))
+    return np.flatnonzero(positive), negatives, less, no_more
 
 
-def _area(weights: Floats, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], positive: Any) -> Floats:
+def _area(weights: Floats, positives: Any, negatives: Any, less: Any, no_more: Any) -> Floats:
     """Weighted area under the ROC curve of each resample: pairs in the right order, equal scores counting half."""
-    drawn = weights[:, order]
-    above = np.add.reduceat(drawn * positive, starts, axis=1)
-    below = np.add.reduceat(drawn * ~positive, starts, axis=1)
-    pairs = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
-    return _ratio(pairs, above.sum(axis=1) * below.sum(axis=1))
+    counts = np.zeros((len(weights), len(negatives) + 1))
+    np.cumsum(weights[:, negatives], axis=1, out=counts[:, 1:])
+    drawn = weights[:, positives]
+    pairs = (drawn * (counts[:, less] + counts[:, no_more])).sum(axis=1) / 2
+    return _ratio(pairs, drawn.sum(axis=1) * counts[:, -1])
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
