@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cryo_monai.budgets.learning_curves import LEVEL
 from cryo_monai.budgets.planning import LIMIT, GroupBudget
-from cryo_monai.colours import colour_of, marker_of
+from cryo_monai.colours import curve_colour, marker_of
 from cryo_monai.reports.canvases import (
     GREY,
     INK,
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 120
-# Groups that have a colour, blue and vermilion first: these are told apart best.
-_COLOURS = (4, 5, 2, 6, 1, 0, 3)
 
 
 @styled()
@@ -55,7 +53,7 @@ def budget_figure(groups: Sequence[GroupBudget], names: Sequence[str], *, metric
     handles: list[Any] = []
     lowest = target
     for number, (group, name) in enumerate(zip(groups, short_names(names, 40), strict=True)):
-        colour, style = colour_of(_COLOURS[number % len(_COLOURS)]), LINE_STYLES[number % 2 * 3]
+        colour, style = curve_colour(number), LINE_STYLES[number % 2 * 3]
         look: dict[str, Any] = {"color": colour, "marker": marker_of(number), "ms": 4.5, "mec": INK, "mew": 0.4}
         trials = group.group.trials
         axis.plot(trials.labels, trials.scores, linestyle="none", alpha=0.75, zorder=3, **look)

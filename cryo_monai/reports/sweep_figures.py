@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cryo_monai.colours import colour_of, marker_of
+from cryo_monai.colours import curve_colour, marker_of
 from cryo_monai.reports.canvases import (
     GREY,
     INK,
@@ -22,8 +22,6 @@ from cryo_monai.sweep_results.pairs import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Blue, vermilion, green, purple, orange, sky: in this order the first are furthest apart.
-_ORDER = (4, 5, 2, 6, 0, 1)
 _BAND = 0.16
 
 
@@ -224,9 +222,8 @@ def _draw_estimates(
 
 
 def _look(number: int) -> dict[str, Any]:
-    colour = _ORDER[number % len(_ORDER)]
     return {
-        "color": colour_of(colour),
+        "color": curve_colour(number),
         "marker": marker_of(number),
         "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
     }
