@@ -80,13 +80,18 @@ def _best_table(searches: Sequence[CellSearch]) -> dict[str, Any]:
 def _section(number: int, search: CellSearch, file: str) -> dict[str, Any]:
     proposals = search.proposals()
     about = named(search.cell) or "search"
+    of_cell = f": {named(search.cell)}" if search.cell else ""
     figures = []
     if any(proposal.value is not None for proposal in proposals):
         progress = progress_figure(proposals, search.search, label=f"Values of the proposals, {about}")
         slices = slices_figure(proposals, search.search, label=f"Values over each id, {about}")
         figures = [
-            page_figure("progress", progress, title="Values as found", alt=finding(search), how=HOW_PROGRESS).shown,
-            page_figure("slices", slices, title="Values over each id", alt=finding(search), how=HOW_SLICES).shown,
+            page_figure(
+                "progress", progress, title=f"Values as found{of_cell}", alt=finding(search), how=HOW_PROGRESS
+            ).shown,
+            page_figure(
+                "slices", slices, title=f"Values over each id{of_cell}", alt=finding(search), how=HOW_SLICES
+            ).shown,
         ]
     return {
         "id": f"search-{number + 1}",
