@@ -18,7 +18,7 @@ from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
 from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.run_evaluation import evaluation_of
-from cryo_monai.runs import Paths, has_state, read_json, running, train_held
+from cryo_monai.runs import Paths, has_state, read_json, refuse_changes, running, train_held
 
 DONE = "DONE"
 FAILURE = "failure.json"
@@ -55,11 +55,12 @@ def complete_run(
     LockedError
         When another process is at work there.
     CryoMonaiError
-        One line for anything the user can mend.
+        One line for anything the user can mend, such as a run that is done with another configuration.
     """
     folder = Path(run_dir)
     with one_voice(), _ending_on_signals(), running(folder) if is_first() else nullcontext():
         if is_done(folder):
+            refuse_changes(bundle, folder, overlays=overlays, ids=ids or {})
             return False
         try:
             train_held(
@@ -75,12 +76,20 @@ def complete_run(
         except Exception as error:
             cause = user_error(error)
             # What a user has to mend does not mend itself when it is tried again.
-            note_failure(folder, str(cause or f"{type(error).__name__}: {error}"), final=cause is not None)
+            note_failure(folder, str(cause or _first_cause(error)), final=cause is not None)
             raise
         mark = {"evaluation_sha256": sha256_of(folder / "evaluation.json")}
         atomic_write_text(folder / DONE, json.dumps(mark, indent=1) + "\n")
         forget_failure(folder)
     return True
+
+
+def _first_cause(error: BaseException) -> str:
+    """Say what MONAI's errors, which name an expression of the configuration, were raised from."""
+    seen = [error]
+    while seen[-1].__cause__ is not None and seen[-1].__cause__ not in seen:
+        seen.append(seen[-1].__cause__)
+    return f"{type(seen[-1]).__name__}: {seen[-1]}"
 
 
 @contextmanager

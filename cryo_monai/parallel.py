@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -132,9 +133,11 @@ class AveragedGradients(nn.Module):
 
     def _wrap(self) -> DistributedDataParallel:
         device = next(self.network.parameters()).device
-        # Buffers are equal without being sent: batch norm has the statistics of all ranks.
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
+        # Buffers are equal without being sent: batch norm has the statistics of all ranks. Torch 2.15 renamed this.
+        known = signature(DistributedDataParallel.__init__).parameters
+        unsent: dict[str, Any] = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known): False}
+        return DistributedDataParallel(self.network, device_ids=devices, **unsent)
 
 
 def average_gradients(network: nn.Module) -> nn.Module:

@@ -26,6 +26,8 @@ from cryo_monai.workflows import flattened, load_workflow
 Paths = Sequence[str | os.PathLike[str]]
 CONFIGURATION = "configuration.json"
 PLACES = ("dataset_dir", "weights")  # ids that name files, kept as absolute paths
+# Ids that do not change what a training computes.
+HOW = ("device", "num_workers", "cache_device", "cache_dir", "save_execute_config", "download")
 # Ids that differ between a run and its continuation without making it another.
 CIRCUMSTANCES = ("resume", "bundle_root", "output_dir", "ckpt_dir", "cache_dir", "progress", "_meta_", "run_name")
 
@@ -192,6 +194,21 @@ def changes(folder: Path, configuration: Mapping[str, Any]) -> dict[str, list[An
     # Compared as JSON, which knows no tuples.
     pairs = {name: [before.get(name), json.loads(json.dumps(now.get(name)))] for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def refuse_changes(bundle: str | os.PathLike[str], folder: Path, *, overlays: Paths, ids: Mapping[str, Any]) -> None:
+    """Refuse a request that is not what a run was trained with, but for places and how it is computed.
+
+    Raises
+    ------
+    InputError
+        Naming what differs.
+    """
+    parser = load_workflow(bundle, "train", overlays=overlays, overrides={**ids, **locations(folder)}).parser
+    found = {n: pair for n, pair in changes(folder, parser.get()).items() if n.split("#")[0] not in (*PLACES, *HOW)}
+    if found:
+        listed = ", ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in list(found.items())[:3])
+        raise InputError(f"{folder}: is done, with {listed}; give another folder")
 
 
 def locations(folder: Path) -> dict[str, str]:

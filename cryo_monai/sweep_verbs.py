@@ -52,14 +52,15 @@ def sweep(
         file: such as configs/sweeps/quick.json; docs/sweeps.md says what is in one.
         output_dir: new folder, or of a sweep.
         data: where data sets are: NAME=DIR,NAME=DIR, or one DIR for all.
-        only: a part of the grid: dataset=simulated|noble,seed=0|1.
+        only: a part of the grid: dataset=simulated|noble,seed=0|1; the tables are then of that part.
         engine: local, or ray for clusters.
         workers: trainings at a time on this machine; by default one, or trials_per_gpu on each GPU.
         trials_per_gpu: trainings that share a GPU.
         address: of a Ray cluster, with --engine ray; by default a Ray of its own on this machine.
         retries: how often a training that died is tried again.
-        dry_run: only print the command of each training, for sbatch --array and the like.
-        tables: only write the tables of what is done.
+        dry_run: only print the command of each training, in an order in which they can be run, for sbatch --array and
+            the like; data that the sweep simulates are made first.
+        tables: only write the tables of what is done; wants the same data.
         ids: any id of the bundles' train.json, for all trainings: --device cpu, --num_workers 2, --max_epochs 1;
             --weights FILE stands for video and image weights.
     """
@@ -90,7 +91,7 @@ def sweep(
         trials, unsolved = tuned(
             planner,
             cells,
-            pretraining=[trial for trial in trials if "pretrained" in trial.cell],
+            pretraining=[trial for trial in trials if any(trial.key in other.after for other in trials)],
             run=lambda trials: _run(trials, start),
             engine=None if dry_run or tables else partial(_engine, "local", "", workers, trials_per_gpu, retries),
         )

@@ -147,6 +147,8 @@ def test_other_mistakes_are_named(tmp_path: Path, sweep: Path) -> None:
         ({"results": sweep, "labels": [0]}, "labels: 0 is not a number of labels"),
         ({"results": sweep, "metric": "acuracy"}, "is none of accuracy"),
         ({"results": sweep, "groups": ["microscope"]}, "no column 'microscope'"),
+        ({"results": sweep, "compare": "init"}, "compare: 'init' is not one of .*initialisation"),
+        ({"results": sweep, "baseline": "rnd"}, "initialisation has no value 'rnd'; there are random, video"),
     ]
     for arguments, message in mistakes:
         with pytest.raises(InputError, match=message):

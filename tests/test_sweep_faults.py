@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import SUBTOMOGRAMS, TINY
 
-from cryo_monai.completed_runs import DONE, FAILURE, complete_run, is_done
+from cryo_monai.completed_runs import DONE, FAILURE, complete_run, failure_of, is_done
+from cryo_monai.errors import InputError
 from cryo_monai.folders import LOCK, LockedError, is_locked, locked
 from cryo_monai.runs import running
 from cryo_monai.sweeps.local_engine import LocalEngine, Slot
@@ -207,6 +208,26 @@ def test_the_orphan_of_a_dead_sweep_is_waited_for(dataset_dir: Path, tmp_path: P
     assert trainings(orphan) == 1
     # It began only after the orphan had ended, which waited for the other.
     assert (orphan.folder / DONE).stat().st_mtime_ns > (other.folder / DONE).stat().st_mtime_ns
+
+
+def test_a_done_run_is_not_taken_for_another(dataset_dir: Path, tmp_path: Path) -> None:
+    ids = {**TINY, "num_classes": 3, "dataset_dir": str(dataset_dir)}
+    assert complete_run(SUBTOMOGRAMS, tmp_path, ids=ids)
+    elsewhere = {"dataset_dir": str(tmp_path), "num_workers": 1, "cache_dir": str(tmp_path / "cache")}
+    assert not complete_run(SUBTOMOGRAMS, tmp_path, ids={**ids, **elsewhere, "lr": str(TINY["lr"])})
+    with pytest.raises(InputError, match=r"is done, with lr 0\.01, not 0\.5; give another folder"):
+        complete_run(SUBTOMOGRAMS, tmp_path, ids={**ids, "lr": 0.5})
+    assert is_done(tmp_path)
+    assert failure_of(tmp_path) is None
+
+
+def test_the_reason_of_a_failure_is_the_first_cause(dataset_dir: Path, tmp_path: Path) -> None:
+    ids = {**TINY, "num_classes": 3, "dataset_dir": str(dataset_dir), "train#trainer#max_epochs": 0}
+    with pytest.raises(RuntimeError, match="Failed to evaluate"):
+        complete_run(SUBTOMOGRAMS, tmp_path, ids=ids)
+    failure = failure_of(tmp_path)
+    assert failure is not None
+    assert failure[0].startswith("ValueError: Argument max_epochs is invalid")
 
 
 def test_a_trial_that_always_fails_is_reported_and_the_others_finish(dataset_dir: Path, tmp_path: Path) -> None:

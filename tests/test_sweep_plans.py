@@ -138,6 +138,8 @@ def test_mistakes_in_a_sweep_are_named(write_sweep: WriteSweep, changes: dict[st
         ({"ids": {"epochs": 3}}, "--epochs: no such id in this bundle"),
         ({"pretrained": {}}, "no pre-training 'start'"),
         ({"ids": {**TINY, "num_classes": 4}}, "3 classes"),
+        ({"ids": {**TINY, "num_classes": 3, "backbone": "resnet99"}}, "backbone: 'resnet99' is not one of"),
+        ({"ids": {**TINY, "num_classes": 3, "max_epochs": 0}}, "max_epochs: 0 is not a whole number of 1 or more"),
         ({"ids": {**TINY, "num_classes": 3, "weights": "video"}}, "resnet-18-kinetics"),
         ({"axes": {**tiny_sweep()["axes"], "batch_size": {"a": {}, "b": {}}}}, "are the same trial"),
     ],
@@ -155,6 +157,24 @@ def test_what_would_stop_a_trial_is_said_before_any_runs(
         planned(write_sweep(**changes), tmp_path / "out", dataset_dir)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_flag_does_not_replace_an_axis(write_sweep: WriteSweep, dataset_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--seed 5: is an axis of .*sweep\.json; choose with --only seed=VALUE"):
+        planned(write_sweep(), tmp_path, dataset_dir, seed=5)
+    trials = planned(write_sweep(), tmp_path, dataset_dir, batch_size=4)
+    assert {trial.ids["batch_size"] for trial in trials} == {4}
+
+
+def test_a_pretraining_that_is_in_the_grid_is_one_trial(
+    write_sweep: WriteSweep, dataset_dir: Path, tmp_path: Path
+) -> None:
+    pretrained = {"start": {"dataset": "simulated", "ids": {"seed": 1}}}
+    trials = planned(write_sweep(pretrained=pretrained), tmp_path, dataset_dir)
+    assert len(trials) == len({trial.key for trial in trials}) == 8
+    cell = {"dataset": "simulated", "label_fraction": 1.0, "initialisation": "random", "seed": 1}
+    assert trials[0].cell == cell  # it comes first, as others begin from it
+    assert {trial.after for trial in trials[1:]} == {(), (trials[0].key,)}
 
 
 def test_missing_data_and_values_are_named_with_what_to_do(write_sweep: WriteSweep, tmp_path: Path) -> None:
@@ -268,8 +288,9 @@ def test_what_cannot_be_planned_is_said_in_one_line(
 def test_data_that_the_sweep_does_not_have_are_refused(write_sweep: WriteSweep, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--data simulatd: no such data set .*; did you mean simulated\?"):
         Planner(write_sweep(), tmp_path, data={"simulatd": tmp_path})
-    with pytest.raises(InputError, match="has no axis 'dataset'; give --dataset_dir instead"):
-        Planner(write_sweep(axes={"seed": [0]}, pretrained={}), tmp_path, data={"": tmp_path})
+    for changes in ({"pretrained": {}}, {}):
+        with pytest.raises(InputError, match="has no axis 'dataset'; give --dataset_dir instead"):
+            Planner(write_sweep(axes={"seed": [0]}, **changes), tmp_path, data={"": tmp_path})
 
 
 def test_workers_are_places_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

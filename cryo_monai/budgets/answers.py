@@ -142,7 +142,7 @@ def comparison_text(comparison: Comparison, metric: str) -> str:
     where = f" ({', '.join(comparison.cell.values())})" if comparison.cell else ""
     aim = f"{NAMES[metric]} {comparison.score:.3g}"
     if comparison.matches:
-        aim += f", which {comparison.baseline} has with all labels tried"
+        aim += f", which the curve of {comparison.baseline} has with all labels tried"
     if comparison.ratio is None:
         return f"{aim}: too likely reached by neither {comparison.value} nor {comparison.baseline}; no ratio{where}"
     ratio = comparison.ratio

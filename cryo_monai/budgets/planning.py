@@ -18,6 +18,8 @@ from cryo_monai.errors import InputError
 EXTRAPOLATED, LIMIT = 2.0, 10.0
 # A ratio is given unless neither network reaches the score in more than this share of the draws.
 _UNDEFINED = 0.05
+# What sweeps of initialisations call them.
+COMPARE, BASELINE = "initialisation", "random"
 STEP = 0.01
 
 
@@ -121,8 +123,8 @@ def plan_budget(
     target: float = 0.9,
     metric: str = "accuracy",
     labels: Sequence[float] = (),
-    compare: str = "initialisation",
-    baseline: str = "random",
+    compare: str = COMPARE,
+    baseline: str = BASELINE,
     groups: Sequence[str] = (),
     seed: int = 0,
 ) -> Budget:
@@ -157,6 +159,7 @@ def plan_budget(
         if not (number >= 1 and np.isfinite(number)):
             raise InputError(f"labels: {number:g} is not a number of labels of 1 or more")
     found = read_groups(results, metric=metric, groups=groups)
+    _check_comparison(found, compare, baseline)
     differing = [axis for axis in found[0].cell if len({group.cell[axis] for group in found}) > 1]
     budgets = tuple(_budget(group, metric, target, labels, seed, differing) for group in found)
     comparisons = _compare(budgets, compare, baseline, target, seed, differing)
@@ -225,6 +228,15 @@ def _target(curve: LearningCurve, score: float, num_classes: int | None) -> Targ
         probability_ever=float(np.isfinite(draws).mean()),
         measured=float(enough[0]) if len(enough) else None,
     )  # fmt: skip
+
+
+def _check_comparison(groups: Sequence[LabelledGroup], compare: str, baseline: str) -> None:
+    """Refuse names that were given and are not there; the defaults need not be."""
+    if compare != COMPARE and compare not in groups[0].cell:
+        raise InputError(f"compare: {compare!r} is not one of {', '.join(groups[0].cell) or 'no columns'}")
+    values = list(dict.fromkeys(group.cell[compare] for group in groups if compare in group.cell))
+    if (compare, baseline) != (COMPARE, BASELINE) and values and baseline not in values:
+        raise InputError(f"baseline: {compare} has no value {baseline!r}; there are {', '.join(map(str, values))}")
 
 
 def _compare(

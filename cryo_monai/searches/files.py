@@ -55,7 +55,7 @@ def search_csv(searches: Sequence[CellSearch]) -> str:
         for proposal in search.proposals():
             table.writerow(
                 [
-                    proposal.number,
+                    proposal.number + 1,
                     *(search.cell.get(axis) for axis in axes),
                     *(_written(proposal.ids[name]) if name in proposal.ids else None for name in ids),
                     proposal.state,
@@ -116,7 +116,7 @@ def _overlay(search: CellSearch, best: Proposal) -> dict[str, Any]:
     ended = sum(proposal.state != "running" for proposal in search.proposals())
     note = (
         f"Best of {ended} proposals for {named(search.cell) or 'this sweep'}: {search.search.metric} {best.value:.6g}, "
-        f"proposal {best.number}, run folder trials/{best.keys[0]}. Chosen on the validation split."
+        f"proposal {best.number + 1}, run folder trials/{best.keys[0]}. Chosen on the validation split."
     )
     return {"_desc_": note, **best.ids}
 

@@ -16,12 +16,10 @@ from cryo_monai.datalists import gather
 from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import atomic_write_text
-from cryo_monai.runs import CIRCUMSTANCES, PLACES
+from cryo_monai.runs import CIRCUMSTANCES, HOW, PLACES
 from cryo_monai.volumes import stack_member
 from cryo_monai.weights import resolve_weights
 
-# Ids that say how a trial is computed, not what.
-HOW = ("device", "num_workers", "cache_device", "cache_dir", "save_execute_config", "download")
 KEY_LENGTH = 16
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from cryo_monai.backbones import look_up_backbone
 from cryo_monai.errors import InputError
 from cryo_monai.label_fractions import labelled_subset
 from cryo_monai.runs import PLACES
@@ -103,11 +104,20 @@ class Planner:
         self.sweep = sweep
         self.folder = Path(output_dir).resolve()
         self.data = TrialData(sweep, self.folder, data)
+        self._refuse_axes(ids or {})
         self.ids = {name: _absolute(value) if name in PLACES else value for name, value in (ids or {}).items()}
         self._weights = WeightDigests()
         self._evaluations: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._begun: list[str] = []
         self._pretrained: dict[str, Trial] = {}
+
+    def _refuse_axes(self, ids: Mapping[str, Any]) -> None:
+        """Refuse ids that would make all values of an axis the same while tables still name them apart."""
+        for axis, values in self.sweep.axes.items():
+            if axis in ids and any(axis in value.ids for value in values):
+                raise InputError(
+                    f"--{axis} {ids[axis]}: is an axis of {self.sweep.path}; choose with --only {axis}=VALUE"
+                )
 
     def cells(self, only: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, Value]]:
         """Return the cells of the grid, in order, but those that the sweep leaves out, or that are not asked for.
@@ -170,17 +180,17 @@ class Planner:
             In one line, or one line per problem, for whatever would stop a trial before its first step: ids, overlays,
             data, weights; when two cells are the same trial.
         """
-        trials = [self.trial(cell, self._settings(cell)) for cell in cells]
-        every = [*self._pretrained.values(), *trials]
         by_key: dict[str, Trial] = {}
-        for trial in every:
+        for trial in [self.trial(cell, self._settings(cell)) for cell in cells]:
             other = by_key.setdefault(trial.key, trial)
             if other is not trial:
                 raise InputError(
                     f"{self.sweep.path}: {named(other.cell)} and {named(trial.cell)} are the same trial; "
                     "an axis changes nothing there"
                 )
-        return every
+        # One that is in the grid too is trained once, and is in the tables.
+        first = {trial.key: by_key.get(trial.key, trial) for trial in self._pretrained.values()}
+        return list((first | by_key).values())
 
     def trial(self, cell: Cell, settings: Sequence[Setting]) -> Trial:
         """Make a trial of a cell and the settings that it stands for, later ones going first."""
@@ -214,6 +224,10 @@ class Planner:
             )
             fraction = parser.get_parsed_content("label_fraction") if "label_fraction" in parser else 1.0
             labelled_subset([], fraction)
+            look_up_backbone(parser.get_parsed_content("backbone"))
+            epochs = parser.get_parsed_content("max_epochs")
+            if not isinstance(epochs, int) or epochs < 1:
+                raise InputError(f"max_epochs: {epochs!r} is not a whole number of 1 or more")
         evaluation = self._evaluation(bundle, overlays)
         key = trial_key(bundle, configuration, evaluation, data=data, weights=weights)
         labelled = counts["training"] * fraction
@@ -224,7 +238,7 @@ class Planner:
             bundle=str(bundle),
             overlays=overlays,
             ids=ids,
-            max_epochs=parser.get_parsed_content("max_epochs"),
+            max_epochs=epochs,
             volumes=labelled + counts["validation"] / 3,
             after=(self._pretraining(before[0]).key,) if before else (),
         )

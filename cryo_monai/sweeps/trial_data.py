@@ -49,7 +49,9 @@ class TrialData:
     def _refuse_others(self) -> None:
         """Refuse folders for data sets that the sweep does not have."""
         known = [str(value.name) for value in self.sweep.axes.get(DATASET, [])]
-        known += [dataset for dataset, _ in self.sweep.pretrained.values()]
+        if "" in self.given and not known:
+            raise InputError(f"{self.sweep.path}: has no axis {DATASET!r}; give --dataset_dir instead of --data DIR")
+        known = list(dict.fromkeys([*known, *(dataset for dataset, _ in self.sweep.pretrained.values())]))
         for name in self.given:
             if not known:
                 raise InputError(f"{self.sweep.path}: has no axis {DATASET!r}; give --dataset_dir instead of --data")
