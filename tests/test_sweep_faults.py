@@ -376,3 +376,30 @@ def test_a_killed_sweep_goes_on_where_it_was(dataset_dir: Path, tmp_path: Path) 
     assert outcome_of(trials[1]).state == "stopped"
     assert LocalEngine([Slot()]).run(trials)
     assert {trial.key: evaluation(trial) for trial in trials} == reference
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "requeued"), [("sleep 60", 138, True), ("exit 75", 75, True), ("false", 1, False)]
+)
+def test_the_documented_array_job_requeues_what_was_stopped(
+    tmp_path: Path, line: str, code: int, requeued: bool
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "slurm.md").read_text()
+    script = next(part.partition("\n")[2] for part in page.split("```")[1::2] if "SLURM_ARRAY_TASK_ID}p" in part)
+    (tmp_path / "trial.sbatch").write_text(script)
+    (tmp_path / "trials.txt").write_text((f"bash -c '{line}'" if " 75" in line else line) + "\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\necho $* >> {tmp_path}/requeued\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", "trial.sbatch", "trials.txt"], cwd=tmp_path, env=os.environ | slurm) as job:
+        if code == 138:
+            until(lambda: any("sleep" in name for name in children_of(job.pid)))
+            job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) == code
+    assert (tmp_path / "requeued").exists() == requeued
+
+
+def children_of(pid: int) -> list[str]:
+    """Names of the processes that a process has started."""
+    listed = subprocess.run(["ps", "-o", "comm=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return listed.stdout.split()
