@@ -12,10 +12,13 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _HOME = {
+    "AnnotatedVolumes": "annotations",
+    "AnnotationTraining": "annotations",
     "AxisInferer": "inferers",
     "CachedVolumes": "datasets",
     "CheckpointHandler": "checkpoints",
     "ClipParameters": "clips",
+    "DropoutInferer": "annotations",
     "EpochMetric": "metrics",
     "EpochStart": "handlers",
     "EvaluationReport": "evaluations",
@@ -35,6 +38,7 @@ _HOME = {
     "auc": "metrics",
     "average_gradients": "parallel",
     "balanced_accuracy": "metrics",
+    "bundle_datalist": "annotations",
     "cross_entropy": "metrics",
     "initialise": "weights",
     "is_first": "parallel",
@@ -49,6 +53,7 @@ _HOME = {
     "rank_device": "parallel",
     "rank_indices": "parallel",
     "rank_share": "parallel",
+    "read_annotation": "annotations",
     "read_mrc": "mrc",
     "seed_everything": "handlers",
     "show_errors_in_one_line": "errors",

@@ -12,13 +12,17 @@ from cryo_monai.command_line import (
     run,
     split_list,
 )
+from cryo_monai.conversion_verbs import convert, view
 from cryo_monai.dataset_verbs import check, control
+from cryo_monai.export_verbs import export
 from cryo_monai.particle_verbs import classify_tomograms, extract
 from cryo_monai.pick_verbs import keep, label, pick, score
+from cryo_monai.release_verbs import package, trust
 from cryo_monai.report_verbs import compare, explain
 from cryo_monai.report_verbs import report as make_report
 from cryo_monai.simulation_verbs import simulate, simulate_tomograms
 from cryo_monai.sweep_verbs import sweep
+from cryo_monai.system_verbs import doctor
 from cryo_monai.weight_verbs import fetch_weights, inspect_weights, list_weights, pin_weights
 
 
@@ -263,6 +267,12 @@ VERBS: Verbs = {
     "classify": classify,
     "score": score,
     "embed": embed,
+    "export": export,
+    "convert": convert,
+    "view": view,
+    "doctor": doctor,
+    "package": package,
+    "trust": trust,
     "quickstart": quickstart,
     "weights": {"list": list_weights, "fetch": fetch_weights, "inspect": inspect_weights, "pin": pin_weights},
 }

@@ -93,6 +93,11 @@ def put_time_first(volumes: Tensor, axes: list[int]) -> Tensor:
     return volumes.permute(0, 1, axes[0] + 2, axes[1] + 2, axes[2] + 2)
 
 
+def is_traced() -> bool:
+    """Whether torch.export or torch.jit.trace is watching, for which sizes of volumes have to stay free."""
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
 def resample_clips(volumes: Tensor, clip_size: list[int], matrices: Tensor | None = None) -> Tensor:
     """Resample volumes to the clip size with one trilinear interpolation.
 
@@ -116,7 +121,11 @@ def resample_clips(volumes: Tensor, clip_size: list[int], matrices: Tensor | Non
     """
     depth, height, width = clip_size
     if matrices is None:
-        if list(volumes.shape[2:]) == clip_size:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            same = list(volumes.shape[2:]) == clip_size
+        else:
+            same = not is_traced() and list(volumes.shape[2:]) == clip_size
+        if same:
             return volumes
         return F.interpolate(volumes, size=[depth, height, width], mode="trilinear", align_corners=False)
     batch, channels = volumes.shape[0], volumes.shape[1]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fire
@@ -15,6 +16,7 @@ import fire.decorators
 # Where Fire keeps how to parse a verb's arguments; under its own name it would be listed in every help.
 fire.decorators.FIRE_METADATA = "_fire_metadata"
 
+SHIPPED = Path(__file__).parent / "shipped"  # in wheels only: copies of bundles/ and configs/
 Verb = Callable[..., None]
 Verbs = Mapping[str, "Verb | Mapping[str, Verb]"]
 
@@ -45,6 +47,17 @@ def split_numbers(name: str, text: str, kind: type[Number]) -> tuple[Number, ...
     if len(numbers) != 3:
         raise UsageError(f"--{name} {text}: give three numbers, separated by commas")
     return numbers
+
+
+def _located(argument: str) -> str:
+    """Point names of bundles and overlays that are not in the working directory to those that came with the wheel."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    parts = value.split(",")
+    for number, part in enumerate(parts):
+        ours = SHIPPED / part
+        if part.startswith(("bundles/", "configs/")) and not Path(part).exists() and ours.exists():
+            parts[number] = str(ours)
+    return f"{flag}{equals}{','.join(parts)}"
 
 
 def parameters_of(verb: Verb) -> list[str]:
@@ -149,6 +162,7 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
         Exit code: 0, 1 for errors, 2 for usage, 75 when stopped and saved, 130 when interrupted.
     """
     try:
+        arguments = [_located(argument) for argument in arguments]
         verb, flags = _named(verbs, arguments)
         if "--help" in arguments or "-h" in arguments:
             # In Fire's own way: a verb that takes any flag would take this one too.

@@ -96,7 +96,7 @@ class FineTuning:
     freeze_batch_norm : bool
         Keep the running statistics of every BatchNorm in the backbone, and normalise by them.
     l2_sp : float
-        Strength a of the penalty a/2 |w - w0|^2 on the backbone's distance to its start (L2-SP, Li, Grandvalet &
+        Strength a of the penalty ``a/2 |w - w0|^2`` on the backbone's distance to its start (L2-SP, Li, Grandvalet &
         Davoine 2018, arXiv 1802.01483).
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cryo_monai.backbones import build_backbone, look_up_backbone
-from cryo_monai.clips import TIME_AXES, check_time_axis, put_time_first, resample_clips
+from cryo_monai.clips import TIME_AXES, check_time_axis, is_traced, put_time_first, resample_clips
 from cryo_monai.errors import InputError
 from cryo_monai.filters import difference_of_gaussians, gaussian_kernel
 
@@ -34,9 +35,7 @@ def scale_intensity(volumes: Tensor, how: str) -> Tensor:
         low = flat.mean(1)
         high = low + flat.std(1)
     elif how == "percentile":
-        rank = max(1, int(0.005 * flat.shape[1]))
-        low = flat.kthvalue(rank, dim=1)[0]
-        high = flat.kthvalue(flat.shape[1] + 1 - rank, dim=1)[0]
+        low, high = _percentiles(flat)
     else:
         low, high = flat.amin(1), flat.amax(1)
     span = high - low
@@ -45,6 +44,18 @@ def scale_intensity(volumes: Tensor, how: str) -> Tensor:
     if how == "percentile":
         scaled = scaled.clamp(0, 1)
     return scaled.view(volumes.shape)
+
+
+def _percentiles(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the percentiles 0.5 and 99.5 of each row `(B, n)`."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        count = flat.shape[1] // 200
+        if is_traced():  # the same values by operations that ONNX has, and by numbers that are never taken for 1
+            place = torch.full((flat.shape[0], 1), torch.sym_max(1, count) - 1, device=flat.device)
+            low = flat.topk(count + 2, dim=1, largest=False)[0].gather(1, place)[:, 0]
+            return low, flat.topk(count + 2, dim=1)[0].gather(1, place)[:, 0]
+    rank = max(1, int(0.005 * flat.shape[1]))
+    return flat.kthvalue(rank, dim=1)[0], flat.kthvalue(flat.shape[1] + 1 - rank, dim=1)[0]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -186,6 +197,9 @@ class VideoClassifier(nn.Module):
 
     @torch.jit.unused
     def _extract_features(self, clips: Tensor) -> Tensor:
+        if is_traced():  # an exported file is not to depend on the machine that wrote it
+            exported: Tensor = self.backbone(clips)
+            return exported
         clips = clips.contiguous(memory_format=self.memory_format)
         device = clips.device
         lower = self.precision == "bfloat16" or (self.precision == "auto" and has_fast_bfloat16(device))
@@ -260,8 +274,13 @@ class VideoClassifier(nn.Module):
         }
 
     def get_extra_state(self) -> Tensor:
-        """Return the description as UTF-8 bytes of JSON: a tensor, so that every tool that saves weights keeps it."""
-        return torch.tensor(list(json.dumps(self.description()).encode()), dtype=torch.uint8)
+        """Return the description as UTF-8 bytes of JSON: a tensor, so that every tool that saves weights keeps it.
+
+        Spaces fill it to whole blocks of 8192 bytes: MONAI copies only tensors whose shapes agree, and would load weights
+        without names and temperature.
+        """
+        text = json.dumps(self.description()).encode()
+        return torch.tensor(list(text.ljust(8192 * math.ceil(len(text) / 8192))), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take class names, mean, std and temperature from a saved description: a checkpoint brings what it wants."""

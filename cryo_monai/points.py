@@ -88,16 +88,21 @@ def chimerax_markers(
     places: npt.NDArray[np.float64],
     class_names: Sequence[str],
     classes: Sequence[str],
+    *,
+    name: str | None = None,
 ) -> str:
-    """Markers for ChimeraX (CMM, an XML format), coloured by class, in Å where ChimeraX shows the tomogram."""
+    """Markers for ChimeraX (CMM, an XML format), coloured by class, in Å where ChimeraX shows the tomogram.
+
+    ``name`` is what ChimeraX calls the set, by default the tomogram's.
+    """
     size = tomogram.voxel_size or math.nan
-    lines = [f"<marker_set name={quoteattr(tomogram.name)}>"]
+    lines = [f"<marker_set name={quoteattr(tomogram.name if name is None else name)}>"]
     for row, (z, y, x) in enumerate(places * size + np.asarray(tomogram.origin)):
-        name = class_names[row]
-        colour = colour_of(classes.index(name)) if name in classes else UNKNOWN_COLOUR
+        class_name = class_names[row]
+        colour = colour_of(classes.index(class_name)) if class_name in classes else UNKNOWN_COLOUR
         red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
         lines.append(
             f'<marker id="{row + 1}" x="{x:.2f}" y="{y:.2f}" z="{z:.2f}" r="{red:.3f}" g="{green:.3f}" b="{blue:.3f}" '
-            f'radius="{3 * size:.2f}" note={quoteattr(f"{name} {ids[row]}")}/>'
+            f'radius="{3 * size:.2f}" note={quoteattr(f"{class_name} {ids[row]}")}/>'
         )
     return "\n".join([*lines, "</marker_set>"]) + "\n"

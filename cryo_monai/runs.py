@@ -227,7 +227,9 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     folder = Path(run_dir)
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder}: not a run folder (no run.json); give the output_dir of `cryo-monai train`")
-    return folder, read_json(folder / "run.json")
+    record = read_json(folder / "run.json")
+    # The bundle of a package is the package.
+    return folder, {**record, "bundle": str((folder / record["bundle"]).resolve())}
 
 
 def read_json(file: Path) -> dict[str, Any]:

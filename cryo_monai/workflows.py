@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from cryo_monai.errors import InputError, unwrapped_errors
+from cryo_monai.trusts import SUMS, require_trust
 
 # What each kind of workflow reads from a bundle's configs folder, later files winning.
 FILES = {"train": ("train.json",), "evaluate": ("train.json", "evaluate.json"), "inference": ("inference.json",)}
@@ -48,38 +48,38 @@ def load_workflow(
     Raises
     ------
     InputError
-        For missing or broken files, and for ids that the bundle does not have, with the nearest that it has.
+        For missing or broken files, for ids that the bundle does not have, with the nearest that it has, and for a
+        package that is not trusted.
     """
     configs = Path(bundle) / "configs"
     files = [configs / name for name in FILES[kind]]
     missing = [str(file) for file in (*files, *map(Path, overlays)) if not Path(file).is_file()]
     if missing:
         raise InputError(f"{missing[0]}: no such file; name a bundle folder and overlay files")
+    if (Path(bundle) / SUMS).is_file():
+        require_trust(bundle)
     parser = _parse(files)
     known = {name: _parse([configs / part for part in parts]) for name, parts in FILES.items()}
+    values: dict[str, Any] = {}
     for overlay in overlays:
-        for identifier in _identifiers(Path(overlay)):
+        for identifier, value in _read_overlay(Path(overlay)).items():
             if not any(identifier in other for other in known.values()):
                 raise InputError(f"{overlay}: {_unknown(identifier, known.values())}")
-    typed = {}
+            if identifier in parser:
+                values[identifier] = value
+    typed: dict[str, Any] = {}
     for identifier, value in (overrides or {}).items():
         if identifier not in parser:
             raise InputError(f"--{_unknown(identifier, [parser])}")
         typed[identifier] = _typed(identifier, value, parser[identifier])
     typed.setdefault("bundle_root", str(bundle))
-    monai_logger = logging.getLogger("monai.bundle.workflows")
-    level = monai_logger.level
-    monai_logger.setLevel(logging.ERROR)  # it warns of overlays in another folder, which is where ours are
-    try:
-        return ConfigWorkflow(
-            workflow_type=WORKFLOW_TYPES[kind],
-            config_file=[str(file) for file in (*files, *overlays)],
-            meta_file=str(configs / "metadata.json"),
-            logging_file=str(configs / "logging.conf"),
-            **typed,
-        )
-    finally:
-        monai_logger.setLevel(level)
+    return ConfigWorkflow(
+        workflow_type=WORKFLOW_TYPES[kind],
+        config_file=[str(file) for file in files],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=str(configs / "logging.conf"),
+        **values | typed,
+    )
 
 
 def run_workflow(workflow: ConfigWorkflow) -> None:
@@ -99,15 +99,15 @@ def _parse(files: Sequence[Path]) -> ConfigParser:
     return parser
 
 
-def _identifiers(overlay: Path) -> list[str]:
-    """Return the ids that an overlay sets; ``a#b`` names a nested one."""
+def _read_overlay(overlay: Path) -> dict[str, Any]:
+    """Return the ids that an overlay sets, with their values; ``a#b`` names a nested one."""
     try:
         content = json.loads(overlay.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise InputError(f"{overlay}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{overlay}: an overlay must be a JSON object of ids")
-    return [key for key in content if not key.startswith("_")]
+    return {key: value for key, value in content.items() if not key.startswith("_")}
 
 
 def _unknown(identifier: str, parsers: Any) -> str:

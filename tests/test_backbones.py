@@ -20,7 +20,13 @@ FAMILIES = ("resnet18", "medicalnet_resnet18", "slow_r50", "x3d_s", "mvit_base_1
             "vivit_b_16x2", "rb3d")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# Half a minute and more each; the smaller ones of the family run by default.
+LARGER = ("swin3d_s", "swin3d_b", "mvit_base_32x3", "x3d_l")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGER else []) for name in BACKBONES]
+)
 @pytest.mark.parametrize("clip", [(32, 128, 128), (28, 128, 128), (28, 28, 28)], ids=str)
 def test_every_backbone_takes_the_clips_of_the_paper(name: str, clip: tuple[int, int, int]) -> None:
     """Native clips are run by test_parity.py; ViViT's patches of 16 do not tile 28."""

@@ -12,7 +12,7 @@ import cryo_monai
 PACKAGE = Path(cryo_monai.__file__).parent
 # Each module may import from its own group and those named here. Data and network do not know each other.
 GROUPS = {
-    "ground": ["errors", "files", "folders", "filters", "fetching", "colours"],
+    "ground": ["errors", "files", "folders", "filters", "fetching", "colours", "trusts"],
     "data": [
         "mrc_header",
         "mrc",
@@ -48,6 +48,8 @@ GROUPS = {
         "audit_reports",
         "audits",
         "controls",
+        "conversions",
+        "views",
     ],
     "network": [
         "clips",
@@ -73,6 +75,7 @@ GROUPS = {
         "inferers",
         "fine_tuning",
         "checkpoints",
+        "annotations",
         "workflows",
         "parts",
         "embeddings",
@@ -82,7 +85,11 @@ GROUPS = {
         "run_evaluation",
         "completed_runs",
         "run_inference",
+        "exports",
         "run_warnings",
+        "packaged_recipes",
+        "model_cards",
+        "packages",
         "control_runs",
         "sweeps",
         "sweep_results",
@@ -91,6 +98,7 @@ GROUPS = {
         "separability",
         "significance",
         "budgets",
+        "doctor",
     ],
     "show": [
         "previews",
@@ -107,9 +115,13 @@ GROUPS = {
         "particle_verbs",
         "dataset_verbs",
         "report_verbs",
+        "export_verbs",
         "budget_verbs",
         "sweep_verbs",
         "search_verbs",
+        "release_verbs",
+        "conversion_verbs",
+        "system_verbs",
         "__main__",
     ],
 }

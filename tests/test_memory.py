@@ -45,7 +45,10 @@ def peak_rss(backbone: str, options: dict[str, object], batch_size: int) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("backbone", "options"), [("resnet18", {}), ("swin3d_t", {"gradient_checkpointing": True})])
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [("resnet18", {}), pytest.param("swin3d_t", {"gradient_checkpointing": True}, marks=pytest.mark.slow)],
+)
 def test_another_volume_takes_what_was_estimated(backbone: str, options: dict[str, object]) -> None:
     few, many = 2, 8
     measured = (peak_rss(backbone, options, many) - peak_rss(backbone, options, few)) / (many - few)

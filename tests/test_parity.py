@@ -15,6 +15,7 @@ from cryo_monai.weights import initialise
 
 # Forward passes of more than half a teraflop at the native clip: their grey pass runs under -m slow only.
 HEAVY = ("swin3d_t-k", "swin3d_s-k", "swin3d_b-k", "swin3d_b-imagenet22k", "vivit", "mvit_base_32x3", "csn", "s3d")
+LARGER = ("swin3d_s", "swin3d_b", "mvit_base_32x3", "x3d_m", "x3d_l", "medicalnet_resnet34")
 TOLERANCE = 1e-5
 
 # What PyTorchVideo, torchvision and transformers say of torch 2.15 while they are built or run.
@@ -25,7 +26,18 @@ def is_heavy(record: WeightRecord) -> bool:
     return record.name.startswith(HEAVY)
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def is_another_size(record: WeightRecord) -> bool:
+    """Whether a smaller network of the same make, or the same network in the same layout, is tested as well."""
+    return record.name.startswith(LARGER) or "mit" in record.name
+
+
+def records_with_slow_ones() -> list[object]:
+    """Give every record; those that only repeat another at more cost run under -m slow."""
+    marks = {record.name: [pytest.mark.slow] if is_another_size(record) else [] for record in RECORDS}
+    return [pytest.param(record, marks=marks[record.name], id=record.name) for record in RECORDS]
+
+
+@pytest.mark.parametrize("record", records_with_slow_ones())
 def test_features_are_the_publishers(record: WeightRecord, tmp_path: Path) -> None:
     kinds = ["colour"] if is_heavy(record) else ["colour", "grey"]
     differences = references.parity(record, tmp_path, kinds)

@@ -1,0 +1,110 @@
+"""The configurations of a run's bundle with its overlays and ids merged in, so that they stand alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryo_monai.errors import InputError
+from cryo_monai.runs import CIRCUMSTANCES, HOW, locations, read_json
+from cryo_monai.weight_records import RECORDS
+from cryo_monai.workflows import load_workflow
+
+CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json")
+# Ids that say where and how a run was computed: a package has those of the bundle.
+_OF_THE_BUNDLE = {"dataset_dir", *HOW, *CIRCUMSTANCES} - {"_meta_"}
+
+_ABSOLUTE = re.compile(r"""(^|[\s'"=(\[,])/[^/\s'"]+/""")  # but not '/data', which configurations append to a folder
+
+
+def merge_recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Compose the configurations of a package.
+
+    Parameters
+    ----------
+    folder : path
+        Run folder.
+    record : mapping
+        What `read_run` says of it.
+
+    Returns
+    -------
+    dict
+        File names in ``configs/`` to configurations. ``evaluate.json`` and ``multi_gpu_train.json`` stay overlays.
+
+    Raises
+    ------
+    InputError
+        When a configuration names a file of this machine.
+    """
+    bundle = Path(record["bundle"])
+    original = {name: read_json(bundle / "configs" / name) for name in CONFIGS}
+    kept = {name: record["ids"][name] for name in record["ids"] if name in original["inference.json"]}
+    recipe = {
+        "train.json": _merged(record, "train", record["ids"], folder, original["train.json"]),
+        "inference.json": _merged(record, "inference", kept, folder, original["inference.json"]),
+        **{
+            name: _overlaid(original[name], record["overlays"])
+            for name in CONFIGS
+            if name not in ("train.json", "inference.json")
+        },
+    }
+    recipe["train.json"]["weights"] = _portable_weights(recipe["train.json"]["weights"])
+    for name, configuration in recipe.items():
+        for identifier, text in _texts(configuration):
+            if _ABSOLUTE.search(text):
+                raise InputError(f"{folder}: {identifier} in {name} has a path of this machine: {text}")
+    recipe["train.json"]["_desc_"] = _description(record)
+    return recipe
+
+
+def _description(record: Mapping[str, Any]) -> str:
+    overlays = [Path(overlay).name for overlay in record["overlays"]]
+    changes = ", ".join([*overlays, *(name for name in record["ids"] if name not in _OF_THE_BUNDLE)]) or "no changes"
+    return (
+        f"The recipe that this network was trained with: bundle {Path(record['bundle']).name} with {changes} merged in."
+    )
+
+
+def _merged(
+    record: Mapping[str, Any], kind: str, ids: Mapping[str, Any], folder: Path, original: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compose one configuration as a run does, but with the places of the bundle."""
+    overrides = {**ids, **locations(folder)}
+    workflow = load_workflow(record["bundle"], kind, overlays=record["overlays"], overrides=overrides)
+    merged: dict[str, Any] = json.loads(json.dumps(workflow.parser.get()))
+    for name in _OF_THE_BUNDLE & merged.keys():
+        if name in original:
+            merged[name] = original[name]
+    # In the order of the bundle; what only overlays of another workflow set is left out.
+    return {name: merged[name] for name in original}
+
+
+def _overlaid(overlay: Mapping[str, Any], others: list[str]) -> dict[str, Any]:
+    """Give an overlay of the bundle the values that a run's overlays have for the same ids."""
+    result = dict(overlay)
+    for other in others:
+        content = read_json(Path(other))
+        result |= {name: content[name] for name in overlay if name in content and not name.startswith("_")}
+    return result
+
+
+def _portable_weights(weights: Any) -> Any:
+    """Return the name of a public checkpoint, or None for a file, which a package does not bring along."""
+    public = weights in ("video", "image") or any(record.name == weights for record in RECORDS)
+    return weights if public else None
+
+
+def _texts(configuration: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text of a configuration with its id."""
+    if isinstance(configuration, Mapping):
+        for name, value in configuration.items():
+            yield from _texts(value, f"{prefix}#{name}" if prefix else name)
+    elif isinstance(configuration, list):
+        for number, value in enumerate(configuration):
+            yield from _texts(value, f"{prefix}#{number}")
+    elif isinstance(configuration, str):
+        yield prefix, configuration
