@@ -1,9 +1,9 @@
 """Every backbone in every format of `cryo-monai export`: does it agree, how large is it, how fast.
 
-    python benchmarks/exports.py [--part backbones|speed] [--names resnet34,swin3d_t] [--anew]
+    python benchmarks/exports.py [--part backbones|speed] [--names resnet34,swin3d_t] [--formats onnx] [--anew]
 
 ``backbones`` writes each network, untrained and of ten classes, at a small clip and compares it with itself in float32
-on random volumes of three sizes; it takes minutes for each transformer, adds to the rows that are there (``--anew`` for
+on random volumes of several sizes; it takes minutes for each transformer, adds to the rows that are there (``--anew`` for
 none), and so may be run in pieces. ``speed`` asks two networks in all formats in turn, one call of each after the
 other, and takes five minutes. Both write benchmarks/results/exports-cpu.json and the tables in docs/exports.md.
 """
@@ -52,12 +52,13 @@ def build(**options: Any) -> VideoClassifier:
     return VideoClassifier(10, **options)
 
 
-def try_formats(name: str, folder: Path) -> dict[str, Any]:
+def try_formats(name: str, folder: Path, formats: list[str]) -> dict[str, Any]:
     """Write a backbone in each format, and say how it differs from the network, or why it could not be written."""
     intensity = "z_score" if name.startswith("medicalnet") else "min_max"
     network = build(backbone=name, clip_size=CLIP, intensity=intensity)
     row: dict[str, Any] = {}
-    for format, kind in FORMATS.items():
+    for format in formats:
+        kind = FORMATS[format]
         start, file = time.perf_counter(), folder / f"{name}{kind.suffix}"
         try:
             done = export_network(network, format, file)
@@ -155,7 +156,12 @@ def write_tables(result: dict[str, Any]) -> None:
     TABLES.write_text(text, encoding="utf-8")
 
 
-def main(part: str = "", names: str = "", anew: bool = False, tables_only: bool = False) -> None:
+def listed(text: Any) -> list[str]:
+    """Split what Fire makes of a comma-separated argument."""
+    return [part for part in text.split(",") if part] if isinstance(text, str) else list(text)
+
+
+def main(part: str = "", names: str = "", formats: str = "", anew: bool = False, tables_only: bool = False) -> None:
     """Run one part or both; ``tables_only`` writes the tables from the JSON that is there."""
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     if tables_only:
@@ -166,10 +172,10 @@ def main(part: str = "", names: str = "", anew: bool = False, tables_only: bool 
     with tempfile.TemporaryDirectory() as scratch:
         if part in ("", "backbones"):
             rows = {} if anew else result.get("backbones", {})
-            given = names.split(",") if isinstance(names, str) and names else list(names)
+            given = listed(names)
             for name in given or dict.fromkeys((*FIRST, *BACKBONES)):
                 if given or name not in rows:
-                    rows[name] = try_formats(name, Path(scratch))
+                    rows.setdefault(name, {}).update(try_formats(name, Path(scratch), listed(formats) or list(FORMATS)))
                     print(name, json.dumps(rows[name]), flush=True)
                     result |= {"clip": CLIP, "backbones": rows}
                     RESULT.write_text(json.dumps(result, indent=1) + "\n")

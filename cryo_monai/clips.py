@@ -95,7 +95,7 @@ def put_time_first(volumes: Tensor, axes: list[int]) -> Tensor:
 
 def is_traced() -> bool:
     """Whether torch.export or torch.jit.trace is watching, for which sizes of volumes have to stay free."""
-    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def resample_clips(volumes: Tensor, clip_size: list[int], matrices: Tensor | None = None) -> Tensor:

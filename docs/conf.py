@@ -36,6 +36,8 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"cryo-monai {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

@@ -1,7 +1,9 @@
 """The site builds without a warning and stands alone; links in all pages lead somewhere; CITATION.cff is valid."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,12 +16,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from markdown_it import MarkdownIt
 
 import cryo_monai
-from cryo_monai.__main__ import VERBS
+from cryo_monai.__main__ import VERBS, main
+from cryo_monai.backbones import BACKBONES, Backbone, build_backbone
 from cryo_monai.command_line import parameters_of
 
 DOCS = ROOT / "docs"
@@ -164,7 +168,7 @@ def spelled(verbs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def test_every_verb_has_an_entry_with_every_flag(site: Path, pages: dict[Path, Page]) -> None:
     page = site / "reference" / "verbs.html"
-    sections = dict(re.findall(r'<section id="([\w-]+)">(.*?)</section>', page.read_text(), re.DOTALL))
+    sections = dict(part.split('"', 1) for part in page.read_text().split('<section id="')[1:])
     for name, verb in spelled(VERBS):
         text = re.sub(r"<[^>]+>", " ", sections[name.replace(" ", "-").replace("_", "-")])
         words = set(re.findall(r"\w+", text))
@@ -181,9 +185,43 @@ def test_every_module_and_public_name_has_an_entry(site: Path, pages: dict[Path,
             assert f"module-cryo_monai.{'.'.join(module.parts)}" in anchors, f"{module}: not in docs/architecture.md"
     linked = {urlsplit(link).fragment for link in pages[site / "reference" / "names.html"].links}
     for name in cryo_monai.__all__:
-        value = getattr(cryo_monai, name)
-        if callable(value):
-            assert f"{value.__module__}.{value.__qualname__}" in linked, name
+        if callable(getattr(cryo_monai, name)):
+            assert any(link.endswith(f".{name}") for link in linked), name
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_backbone_that_is_added_as_documented_takes_the_clips_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, line = blocks(DOCS / "howto" / "add_backbone.md", "python")
+    (overlay,) = (json.loads(block) for block in blocks(DOCS / "howto" / "add_backbone.md", "json"))
+    namespace: dict[str, Any] = {"Backbone": Backbone, "__name__": "densenets"}
+    exec(builder, namespace)
+    ((name, record),) = eval(f"{{{line}}}", namespace).items()
+    assert overlay["backbone"] == name
+    monkeypatch.setitem(BACKBONES, name, record)
+    for clip in ((28, 28, 28), (8, 32, 48)):
+        module, features = build_backbone(name, clip, **overlay["backbone_options"])
+        with torch.no_grad():
+            assert module.eval()(torch.rand(2, 1, *clip)).shape == (2, features)
+    for key, _ in module.named_parameters():
+        assert sum(key.startswith(prefixes) for prefixes in record.stages) == 1, key
+
+
+def test_the_data_set_that_is_added_as_documented_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = DOCS / "howto" / "add_dataset.md"
+    (tmp_path / "shapes.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "shapes.json").write_text(blocks(page, "json")[0])
+    for name in ("bundles", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (command,) = blocks(page, "bash")
+    assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
+    history = json.loads((tmp_path / "runs" / "shapes" / "metrics.json").read_text())
+    assert "val_accuracy" in json.dumps(history)
+    assert json.loads((tmp_path / "runs" / "shapes" / "run.json").read_text())["overlays"][-1].endswith("shapes.json")
 
 
 @pytest.mark.browser
@@ -218,7 +256,7 @@ def test_the_citation_file_is_valid_and_says_what_the_package_says() -> None:
     assert citation["version"] == cryo_monai.__version__
     project = (ROOT / "pyproject.toml").read_text()
     assert f'license = "{citation["license"]}"' in project
-    assert f'description = "{citation["abstract"].strip()}"' in project
+    assert f'description = "{citation["abstract"].rstrip(".")}"' in project
     assert [author["name"] for author in citation["authors"]] == re.findall(r'authors = \[\{ name = "(.+?)"', project)
     paper = citation["preferred-citation"]
     assert {"authors", "title", "type"} <= paper.keys()

@@ -87,7 +87,7 @@ def small(words: list[str]) -> list[str]:
     """A command with the flags that make it small."""
     verb = verb_of(words).removeprefix("torchrun ").removeprefix("cryo-monai ")
     more = dict(SMALL.get(verb, {}))
-    if "medmnist" in " ".join(words) and verb.startswith(("train", "monai.bundle run training")):
+    if "mnist3d" in " ".join(words) and verb.startswith(("train", "monai.bundle run training")):
         more |= MEDMNIST
     return [*words, *flags_for(more)]
 

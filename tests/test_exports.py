@@ -364,7 +364,7 @@ def test_monais_own_verbs_export_either_bundle_from_any_directory(
 def test_random_volumes_differ_in_every_size() -> None:
     shapes = [volumes.shape for volumes in random_volumes((8, 20, 16))]
     for axis in (0, 2, 3, 4):
-        assert len({shape[axis] for shape in shapes}) == 3
+        assert len({shape[axis] for shape in shapes}) == len(shapes) > 3
 
 
 @pytest.mark.slow

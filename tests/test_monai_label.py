@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,9 +281,9 @@ def test_training_on_labels_of_every_kind_changes_what_is_served(server: Server)
 
 
 def uncertainties(server: Server) -> dict[str, float]:
-    """Return what the scoring noted of volumes, the most uncertain first."""
+    """Return what the scoring noted of volumes without a label, the most uncertain first."""
     objects = server.ask("GET", "/datastore/?output=all")[1]["objects"]
-    noted = {name: entry["image"]["info"] for name, entry in objects.items()}
+    noted = {name: entry["image"]["info"] for name, entry in objects.items() if not entry["labels"]}
     found = {name: info["epistemic_entropy"] for name, info in noted.items() if "epistemic_entropy" in info}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
@@ -342,7 +343,7 @@ def test_the_commands_of_the_page_work(server: Server) -> None:
     assert len(said) >= 7
     (ranking,) = [text for text, block in zip(said, blocks, strict=True) if "sorted(" in block]
     order = uncertainties(server)
-    assert [line.split()[0] for line in ranking.splitlines()] == list(order)
+    assert [literal_eval(line)[::-1] for line in ranking.splitlines()] == list(order.items())
     labels = server.studies / "labels" / "final"
     assert json.loads((labels / "0001.json").read_text()) == {"label": class_names(server.name)[2]}
     assert server.await_training()["status"] == "DONE"

@@ -186,6 +186,18 @@ def test_without_probabilities_colours_go_by_the_numbers_in_the_list(tmp_path: P
         assert hexadecimal(marker) == colour_of(number - 1)
 
 
+def test_names_that_files_cannot_have_stay_apart(tmp_path: Path) -> None:
+    write_mrc(tmp_path / "t.mrc", np.zeros(SHAPE, np.float32), voxel_size=10.0)
+    names = ['a/b "c"', "a b c", "A b c", ""]
+    located = list_particles([open_tomogram(tmp_path / "t.mrc")], [0] * 4, PLACES, class_names=names)
+    write_particles(tmp_path / "list.csv", located.particles)
+    (scene,) = view_particles(tmp_path / "list.csv", tmp_path / "out", tomograms=[tmp_path])
+    files = sorted((tmp_path / "out").glob("*.cmm"))
+    assert len(files) == 4
+    assert sum(file.name in scene.chimerax.read_text() for file in files) == 4
+    assert {ET.parse(file).getroot().attrib["name"] for file in files} == {*names[:3], "particles"}
+
+
 def explained(folder: Path) -> Path:
     """What `explain` leaves, of an MRC file, a stack's volume and an array."""
     explanations = folder / "run" / "explanations"

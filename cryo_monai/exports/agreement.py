@@ -15,7 +15,7 @@ TOLERANCE = 1e-4
 
 
 def random_volumes(clip_size: Sequence[int], seed: int = 0) -> list[Floats]:
-    """Draw batches `(B, 1, z, y, x)` of several sizes: one of the clip's, one larger and one smaller along each axis.
+    """Draw batches `(B, 1, z, y, x)` of several sizes: that of the clip, others, and a very small one.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def random_volumes(clip_size: Sequence[int], seed: int = 0) -> list[Floats]:
     """
     rng = np.random.default_rng(seed)
     other = [size + 3 if number % 2 else max(2, size - 5) for number, size in enumerate(clip_size)]
-    shapes = [(1, 1, *clip_size), (3, 1, *other), (2, 1, 9, 17, 12)]
+    shapes = [(1, 1, *clip_size), (3, 1, *other), (2, 1, 9, 17, 12), (4, 1, 4, 3, 2)]
     return [(rng.normal(size=shape) * 40 - 7).astype(np.float32) for shape in shapes]
 
 

@@ -38,7 +38,7 @@ def write_torchscript(module: Probabilities, metadata: Mapping[str, Any], path: 
     with _torchscript() as jit, torch.no_grad():
         try:
             program, how = jit.script(module), "scripted"
-        except (RuntimeError, ValueError, TypeError, AttributeError):  # what it says of code that it cannot compile
+        except (RuntimeError, ValueError, TypeError, AttributeError, OSError):  # of code that it cannot compile or find
             program, how = jit.script(_with_traced_backbone(module)), "scripted, backbone traced"
         jit.save(program, str(path), _extra_files={METADATA: json.dumps({**metadata, "torchscript": how})})
 
@@ -48,8 +48,9 @@ def _with_traced_backbone(module: Probabilities) -> Probabilities:
     traced = copy.deepcopy(module)
     clips = traced.network.make_clips(example_volumes())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced.network.backbone = torch.jit.trace(traced.network.backbone, (clips,), check_trace=False)
+        jit: Any = torch.jit
+        warnings.simplefilter("ignore", jit.TracerWarning)
+        traced.network.backbone = jit.trace(traced.network.backbone, (clips,), check_trace=False)
     return traced
 
 

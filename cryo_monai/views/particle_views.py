@@ -23,7 +23,7 @@ from cryo_monai.views.scenes import (
     Scene,
     chimerax_file,
     image_type,
-    safe_name,
+    safe_names,
     write_chimerax_script,
     write_napari_script,
 )
@@ -69,7 +69,8 @@ def view_particles(
     listed = read_particles(particles, pixel_size=pixel_size)
     located = locate_particles(listed, tomograms, tomogram_voxel_size=tomogram_voxel_size, permissive=permissive)
     classes = class_order(listed)
-    return [_write_scene(folder, located, number, classes) for number in range(len(located.tomograms))]
+    stems = safe_names([tomogram.name for tomogram in located.tomograms])
+    return [_write_scene(folder, stem, located, number, classes) for number, stem in enumerate(stems)]
 
 
 def class_order(particles: Particles) -> list[str]:
@@ -97,10 +98,9 @@ def class_order(particles: Particles) -> list[str]:
     return order
 
 
-def _write_scene(folder: Path, located: LocatedParticles, number: int, classes: Sequence[str]) -> Scene:
+def _write_scene(folder: Path, stem: str, located: LocatedParticles, number: int, classes: Sequence[str]) -> Scene:
     tomogram = located.tomograms[number]
     mine = located.select(located.which == number)
-    stem = safe_name(tomogram.name)
     folder.mkdir(parents=True, exist_ok=True)
     volume = _save_tomogram(folder / f"{stem}.npy", tomogram)
     layers: list[dict[str, Any]] = [{"kind": "image", "file": volume.name, "options": {"name": tomogram.name}}]
@@ -119,12 +119,13 @@ def _write_scene(folder: Path, located: LocatedParticles, number: int, classes: 
     atomic_write_text(points, napari_points(mine.particles.ids, mine.places, names, chances))
     # napari's reader takes no table without rows; every tomogram here has at least one particle.
     plain.append(points)
-    for name in sorted(set(names), key=lambda one: (classes.index(one) if one in classes else len(classes), one)):
+    ordered = sorted(set(names), key=lambda one: (classes.index(one) if one in classes else len(classes), one))
+    for name, ending in zip(ordered, safe_names([one or "particles" for one in ordered]), strict=True):
         colour = colour_of(classes.index(name)) if name in classes else UNKNOWN_COLOUR
         options = {"name": name or "particles", "face_color": colour, "size": POINT_SIZE}
         layers.append({"kind": "points", "file": points.name, "class_name": name, "options": options})
         rows = np.flatnonzero(np.array(names) == name)
-        markers = folder / f"{stem}.{safe_name(name or 'particles')}.cmm"
+        markers = folder / f"{stem}.{ending}.cmm"
         ids = [mine.particles.ids[row] for row in rows]
         shown = [names[row] for row in rows]
         text = chimerax_markers(tomogram, ids, mine.places[rows], shown, classes, name=name or "particles")

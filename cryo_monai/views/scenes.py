@@ -87,6 +87,20 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "unnamed"
 
 
+def safe_names(texts: Sequence[str]) -> list[str]:
+    """Return a name for files for each of some names, no two alike, also where case makes no difference."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for text in texts:
+        name = safe_name(text)
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{safe_name(text)}_{number}", number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
 def write_napari_script(path: Path, title: str, layers: Sequence[Mapping[str, Any]]) -> Path:
     """Write a script that adds layers to the viewer that runs it, or to a new one.
 

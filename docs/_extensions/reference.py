@@ -62,10 +62,15 @@ def _default(parameter: inspect.Parameter) -> str:
 
 def _escaped(text: str) -> str:
     """Escape what Markdown would take for markup, but for code in backticks; flags become code."""
-    parts = re.split(r"(`[^`]+`|--[A-Za-z_][\w#]*)", " ".join(text.split()))
-    escaped = (re.sub(r"([\\`*_{}\[\]<>()#+!|~$-])", r"\\\1", part) for part in parts[::2])
-    code = (part if part.startswith("`") else f"`{part}`" for part in [*parts[1::2], "``"])
-    return "".join(a + (b if b != "``" else "") for a, b in zip(escaped, code, strict=True))
+
+    def mark(match: re.Match[str]) -> str:
+        piece = match[0]
+        if piece.startswith("--"):
+            return f"`{piece}`"
+        return piece.replace("``", "`") if len(piece) > 1 else f"\\{piece}"
+
+    code = r"``[^`]+``|`[^`]+`|--[A-Za-z_][\w#]*"
+    return re.sub(rf"{code}|[\\`*_{{}}\[\]<>()#+!|~$-]", mark, " ".join(text.split()))
 
 
 def public_names() -> str:
@@ -75,7 +80,7 @@ def public_names() -> str:
         value = getattr(cryo_monai, name)
         if callable(value):
             first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-            lines.append(f"| {{py:obj}}`{name} <{value.__module__}.{value.__qualname__}>` | {_escaped(first)} |")
+            lines.append(f"| {{py:obj}}`{name} <cryo_monai.{cryo_monai._HOME[name]}.{name}>` | {_escaped(first)} |")
     return "\n".join(lines)
 
 
