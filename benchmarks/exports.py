@@ -3,9 +3,9 @@
     python benchmarks/exports.py [--part backbones|speed] [--names resnet34,swin3d_t] [--formats onnx] [--anew]
 
 ``backbones`` writes each network, untrained and of ten classes, at a small clip and compares it with itself in float32
-on random volumes of several sizes; it takes minutes for each transformer, adds to the rows that are there (``--anew`` for
-none), and so may be run in pieces. ``speed`` asks two networks in all formats in turn, one call of each after the
-other, and takes five minutes. Both write benchmarks/results/exports-cpu.json and the tables in docs/exports.md.
+on random volumes of several sizes; it takes minutes for each transformer, adds to the rows that are there (``--anew``
+forgets them), and so may be run in pieces. ``speed`` asks two networks in all formats in turn, one call of each after
+the other, and takes five minutes. Both write benchmarks/results/exports-cpu.json and the tables in docs/exports.md.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def backbone_lines(rows: dict[str, Any]) -> list[str]:
         cells = []
         for format in FORMATS:
             cell = rows[name][format]
-            text = f"{cell['difference']:.0e}" if "difference" in cell else "no"
+            text = (f"{cell['difference']:.0e}" if cell["difference"] else "0") if "difference" in cell else "no"
             cells.append(text + (" (backbone traced)" if "traced" in cell.get("how", "") else ""))
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return lines

@@ -1,6 +1,6 @@
 """Commands of the documentation: where they stand, what marks them, and their words.
 
-``python tests/documented_pages.py`` prints all of them with what runs each, or why nothing does.
+``python tests/command_statuses.py`` prints all of them with what runs each, or why nothing does.
 
 Each fenced block of shell commands has a comment on the line above, which no reader sees:
 

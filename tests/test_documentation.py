@@ -182,7 +182,8 @@ def test_every_module_and_public_name_has_an_entry(site: Path, pages: dict[Path,
     modules = [file.relative_to(PACKAGE).with_suffix("") for file in PACKAGE.rglob("*.py") if file.stem != "__init__"]
     for module in modules:
         if not module.name.endswith("_verbs") and str(module) not in ("__main__", "command_line"):
-            assert f"module-cryo_monai.{'.'.join(module.parts)}" in anchors, f"{module}: not in docs/architecture.md"
+            where = "not a module of docs/architecture.md whose group a page of docs/reference has"
+            assert f"module-cryo_monai.{'.'.join(module.parts)}" in anchors, f"{module}: {where}"
     linked = {urlsplit(link).fragment for link in pages[site / "reference" / "names.html"].links}
     for name in cryo_monai.__all__:
         if callable(getattr(cryo_monai, name)):

@@ -15,7 +15,8 @@ from pathlib import Path
 import fire
 import monai.bundle
 import pytest
-from command_checks import bare, check, extras, extras_named, flag_names, is_flag, understood, verb_of
+from command_checks import bare, check, extras, extras_named, is_flag, understood, verb_of
+from command_statuses import DESCRIBED, executed, is_slow, mention_status
 from conftest import TINY, TINY_INFERENCE
 from documented_inputs import Inputs, flags_for
 from documented_pages import (
@@ -50,17 +51,6 @@ SMALL: dict[str, dict[str, object]] = {
     "monai.bundle run inference": TINY_INFERENCE,
 }
 MEDMNIST = {"label_fraction": 0.05, "max_epochs": 1}
-# What takes minutes even then, or processes of its own.
-SLOW = ("quickstart", "report", "compare", "sweep", "torchrun")
-# Commands in the descriptions of configurations that nothing runs.
-DESCRIBED = {
-    "table1.json": "days of two cores, hours of a GPU; tests/test_sweep_plans.py plans it",
-    "table2.json": "days of two cores, hours of a GPU; tests/test_sweep_plans.py plans it",
-    "vivit.json": "days of two cores, hours of a GPU; tests/test_sweep_plans.py plans it",
-    "search.json": "days of two cores, half an hour of a GPU; tests/test_search_settings.py reads it",
-    "quick.json": "docs/sweeps.md runs it with one worker",
-    "weights fetch": "a download; tests/test_downloads.py fetches from a server of its own",
-}
 OUTPUTS = ("output_dir", "output")
 
 
@@ -79,8 +69,10 @@ def chains() -> list[list[Block]]:
 CHAINS = chains()
 
 
-def is_slow(command: Command) -> bool:
-    return verb_of(command.words).removeprefix("cryo-monai ").split(" ")[0] in SLOW
+def are_run(chain: list[Block], *, slow: bool) -> bool:
+    """Whether a chain has commands to run that are slow, or that are not."""
+    commands = [(block, command) for block in chain for command in block.commands if command.words[0] != "cd"]
+    return any(is_slow(command) == slow and not block.reason_against(command) for block, command in commands)
 
 
 def small(words: list[str]) -> list[str]:
@@ -90,39 +82,6 @@ def small(words: list[str]) -> list[str]:
     if "mnist3d" in " ".join(words) and verb.startswith(("train", "monai.bundle run training")):
         more |= MEDMNIST
     return [*words, *flags_for(more)]
-
-
-def status(block: Block, command: Command) -> str:
-    """What runs a command of a block, or why nothing does."""
-    reason = block.reason or block.reason_against(command)
-    if reason:
-        return f"not run: {reason}"
-    if block.test:
-        return f"run by {block.test}"
-    slow = ", slow" if is_slow(command) else ""
-    return f"run{' small' * (block.marker == 'run small')} by tests/test_documented_commands.py{slow}"
-
-
-def executed() -> dict[str, set[str]]:
-    """Flags that are run with each verb, in any block."""
-    found: dict[str, set[str]] = {}
-    for page in PAGES:
-        for block in blocks_of(page):
-            for command in block.commands:
-                if block.marker and status(block, command).startswith("run"):
-                    found.setdefault(verb_of(command.words), set()).update(flag_names(command.words))
-    return found
-
-
-def mention_status(command: Command, reasons: dict[str, str], run: dict[str, set[str]]) -> str:
-    """Whether a command in a text has its verb and its flags in blocks that are run, or why not; else nothing."""
-    verb = verb_of(command.words)
-    if verb == "cryo-monai" or "--help" in command.words:
-        return "not run: tests/test_main.py asks for help"
-    flags = [flags for name, flags in run.items() if f"{name} ".startswith(f"{verb} ")]
-    if flags and flag_names(command.words) <= set().union(*flags):
-        return "its verb and flags are run in blocks"
-    return next((f"not run: {reason}" for text, reason in reasons.items() if text in command.text), "")
 
 
 def run(words: list[str], folder: Path, inputs: Inputs) -> None:
@@ -199,7 +158,9 @@ def place(tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0].place)
+@pytest.mark.parametrize(
+    "chain", [chain for chain in CHAINS if are_run(chain, slow=False)], ids=lambda chain: chain[0].place
+)
 def test_the_documented_commands_run(
     chain: list[Block], place: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +170,7 @@ def test_the_documented_commands_run(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chain",
-    [chain for chain in CHAINS if any(is_slow(command) for block in chain for command in block.commands)],
+    [chain for chain in CHAINS if are_run(chain, slow=True)],
     ids=lambda chain: chain[0].place,
 )
 def test_the_documented_commands_that_take_minutes_run(
@@ -293,19 +254,3 @@ def test_commands_in_descriptions_of_configurations_are_understood_and_run_or_it
 )
 def test_a_wrong_command_is_told_from_a_right_one(text: str, reason: str) -> None:
     assert reason in check(Command("page", 1, tuple(shlex.split(text))))
-
-
-def list_of_commands() -> str:
-    """A Markdown table of all commands, with what runs each or why nothing does."""
-    rows = []
-    done = executed()
-    for page in PAGES:
-        rows += [(c, status(block, c)) for block in blocks_of(page) for c in block.commands if c.words[0] != "cd"]
-        rows += [(c, mention_status(c, dict(reasons_of(page)), done)) for c in mentions_of(page)]
-    rows += [(command, mention_status(command, DESCRIBED, done)) for command in described_commands()]
-    cells = [f"| {c.place} | `{c.text.replace('|', chr(92) + '|')}` | {said or 'NOTHING'} |" for c, said in rows]
-    return "\n".join(["| where | command | run by |", "|---|---|---|", *cells])
-
-
-if __name__ == "__main__":
-    print(list_of_commands())

@@ -46,6 +46,10 @@ def write_torchscript(module: Probabilities, metadata: Mapping[str, Any], path: 
 def _with_traced_backbone(module: Probabilities) -> Probabilities:
     """Copy a network and replace its backbone by a trace; whether the batch stayed free is for the caller to see."""
     traced = copy.deepcopy(module)
+    for layer in list(traced.modules()):
+        for name, part in layer.named_children():
+            if type(part).__name__ == "Swish":  # PyTorchVideo's, a Python function with a gradient of its own
+                setattr(layer, name, torch.nn.SiLU())
     clips = traced.network.make_clips(example_volumes())
     with warnings.catch_warnings():
         jit: Any = torch.jit
