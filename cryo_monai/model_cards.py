@@ -130,10 +130,11 @@ scores = network.eval()(volumes)  # (B, 1, z, y, x) -> scores before softmax, (B
 
 
 def _limits(evaluation: Mapping[str, Any]) -> str:
+    count = len(evaluation["per_class"])
     return (
-        f"## Limitations\n\nResearch use. The network calls everything one of its {len(evaluation['per_class'])} classes. "
-        "The numbers above hold for volumes made as those of the test split were; other microscopes, voxel sizes, "
-        "pickers and reconstructions are other data."
+        f"## Limitations\n\nResearch use. The network calls everything one of its {count} classes. The numbers above "
+        "hold for volumes made as those of the test split were; other microscopes, voxel sizes, pickers and "
+        "reconstructions are other data."
     )
 
 

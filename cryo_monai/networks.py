@@ -276,8 +276,8 @@ class VideoClassifier(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return the description as UTF-8 bytes of JSON: a tensor, so that every tool that saves weights keeps it.
 
-        Spaces fill it to whole blocks of 8192 bytes: MONAI copies only tensors whose shapes agree, and would load weights
-        without names and temperature.
+        Spaces fill it to whole blocks of 8192 bytes: MONAI copies only tensors whose shapes agree, and would load
+        weights without names and temperature.
         """
         text = json.dumps(self.description()).encode()
         return torch.tensor(list(text.ljust(8192 * math.ceil(len(text) / 8192))), dtype=torch.uint8)

@@ -61,6 +61,15 @@ def merge_recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, dict[str,
     return recipe
 
 
+def portable_initialisation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the weights that a run started from, without folders of this machine."""
+    start = dict(record.get("initialisation", {}))
+    if start.get("weights"):
+        start["weights"] = Path(start["weights"]).name
+    start.pop("keys", None)
+    return start
+
+
 def _description(record: Mapping[str, Any]) -> str:
     overlays = [Path(overlay).name for overlay in record["overlays"]]
     changes = ", ".join([*overlays, *(name for name in record["ids"] if name not in _OF_THE_BUNDLE)]) or "no changes"

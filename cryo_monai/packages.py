@@ -18,7 +18,7 @@ from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import TEMPORARY
 from cryo_monai.model_cards import write_model_card
-from cryo_monai.packaged_recipes import merge_recipe
+from cryo_monai.packaged_recipes import merge_recipe, portable_initialisation
 from cryo_monai.run_evaluation import evaluation_of
 from cryo_monai.runs import read_json, read_run
 from cryo_monai.trusts import trust, write_sums
@@ -103,6 +103,7 @@ def package_run(
         if release.weights_url:
             _write_large_files(bundle, release.weights_url)
         _write_record(bundle, record)
+        shutil.copyfile(folder / "evaluation.json", bundle / "evaluation.json")
         write_sums(bundle)
         trust(bundle)
         if target.suffix == ".zip":
@@ -157,22 +158,13 @@ def _metadata(
             "temperature": evaluation["temperature"],
         },
         "training_data": record.get("data", {}),
-        "initialisation": _portable_initialisation(record),
+        "initialisation": portable_initialisation(record),
         "weights_sha256": sha256_of(weights),
     }
     output = metadata["network_data_format"]["outputs"]["pred"]
     output["num_channels"] = len(classes)
     output["channel_def"] = {str(number): label for number, label in enumerate(classes)}
     return metadata
-
-
-def _portable_initialisation(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the starting weights without folders of this machine."""
-    start = dict(record.get("initialisation", {}))
-    if start.get("weights"):
-        start["weights"] = Path(start["weights"]).name
-    start.pop("keys", None)
-    return start
 
 
 def _write_bundle(
@@ -196,7 +188,7 @@ def _write_large_files(bundle: Path, url: str) -> None:
 def _write_record(bundle: Path, record: Mapping[str, Any]) -> None:
     """Make the package a run folder, of which `read_run` knows that the bundle is the folder itself."""
     portable = {"bundle": ".", "overlays": [], "ids": {}, "tracking": "", "command": []}
-    portable |= {"initialisation": _portable_initialisation(record), "data": record.get("data", {})}
+    portable |= {"initialisation": portable_initialisation(record), "data": record.get("data", {})}
     (bundle / "run.json").write_text(json.dumps(portable, indent=1) + "\n")
 
 

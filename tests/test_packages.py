@@ -85,7 +85,7 @@ def test_the_package_is_the_recipe_of_the_run_with_the_places_of_a_bundle(run_di
 
 def test_no_file_of_a_package_names_a_place_of_this_machine(run_dir: Path, packaged: Path, dataset_dir: Path) -> None:
     texts = [file for file in packaged.rglob("*") if file.is_file() and file.suffix != ".pt"]
-    assert len(texts) == 11
+    assert len(texts) == 12
     for file in texts:
         for place in (run_dir.parent, dataset_dir, ROOT):
             assert str(place) not in file.read_text(), file

@@ -12,6 +12,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.exports.tracing import AXES, INPUT, OUTPUT
 from cryo_monai.fetching import sha256_of
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.packaged_recipes import portable_initialisation
 from cryo_monai.runs import read_json
 
 _PACKAGES = ("monai", "torch", "torchvision", "pytorchvideo", "transformers", "onnx", "onnxscript")
@@ -81,7 +82,7 @@ def describe_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "run": {
             "name": folder.resolve().name,
             "command": [Path(word).name if not number else word for number, word in enumerate(record["command"])],
-            "initialisation": record.get("initialisation", {}),
+            "initialisation": portable_initialisation(record),
             "data": record.get("data", {}),
         },
         "model_sha256": digest,
