@@ -50,6 +50,7 @@ class Inputs:
             "FOLDER_OF_VOLUMES": self._volumes,
             "tomograms": self._tomograms,
             "labelled.star": self._labelled,
+            "picks/picks.star": self._labelled,
             "runs/quick": lambda place: _copy(ROOT / "benchmarks" / "results" / "quick_sweep", place),
             "resnet-34-kinetics-cpu.pth": self._weights,
             "some_file.pth": self._weights,
