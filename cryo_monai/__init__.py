@@ -18,7 +18,7 @@ _HOME = {
     "CachedVolumes": "datasets",
     "CheckpointHandler": "checkpoints",
     "ClipParameters": "clips",
-    "DropoutInferer": "annotations",
+    "DropoutInferer": "inferers",
     "EpochMetric": "metrics",
     "EpochStart": "handlers",
     "EvaluationReport": "evaluations",

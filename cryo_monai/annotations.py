@@ -7,21 +7,21 @@ volumes it has no label for by asking a network with dropout several times.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
-import nibabel.filebasedimages
 import numpy as np
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from cryo_monai.checkpoints import load_verified
 from cryo_monai.datalists import SPLITS, Datalist, Item, load_json, numbered
 from cryo_monai.datasets import CachedVolumes
 from cryo_monai.errors import DatasetError, InputError
-from cryo_monai.inferers import AxisInferer
 from cryo_monai.networks import VideoClassifier, read_description
 from cryo_monai.parallel import is_first
 from cryo_monai.volumes import NIFTI_SUFFIXES
@@ -93,8 +93,12 @@ def _listed(class_names: Sequence[str]) -> str:
 def _painted_class(file: Path, class_names: Sequence[str]) -> int:
     try:
         values = np.unique(np.asanyarray(nibabel.load(file).dataobj))
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise InputError(f"{file}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{file}: no label map: its voxels are not numbers, but {values.dtype}")
+    if (wrong := values[~np.isfinite(values) | (values != np.round(values))]).size:
+        raise InputError(f"{file}: {wrong[0]} is painted in this label map; paint one class with a whole number")
     painted = [int(value) for value in values if value != 0]
     if len(painted) != 1:
         raise InputError(f"{file}: {len(painted)} classes are painted in this label map, not one")
@@ -109,11 +113,30 @@ def _segment_names(file: Path) -> dict[int, str]:
     if not index.is_file():
         return {}
     # {"objects": {image: {"labels": {tag: {"info": {"name": file, "label_info": [{"name": segment, "idx": value}]}}}}}}
-    for entry in load_json(index).get("objects", {}).values():
-        info = entry.get("labels", {}).get(file.parent.name, {}).get("info", {})
+    for entry in _within(load_json(index), ("objects",), index).values():
+        info = _within(entry, ("labels", file.parent.name, "info"), index)
         if info.get("name") == file.name:
-            return {segment["idx"]: segment["name"] for segment in info.get("label_info", [])}
+            segments = info.get("label_info", [])
+            if not isinstance(segments, list):
+                raise _no_index(index, f"the segments of {file.name} are no list")
+            rows = [_within(segment, (), index) for segment in segments]
+            if not all(isinstance(row.get("idx"), int) and isinstance(row.get("name"), str) for row in rows):
+                raise _no_index(index, f"a segment of {file.name} has no value or no name")
+            return {row["idx"]: row["name"] for row in rows}
     return {}
+
+
+def _within(content: Any, keys: Sequence[str], index: Path) -> dict[str, Any]:
+    """Follow keys into MONAI Label's index of labels; what is not there is empty."""
+    for key in (None, *keys):
+        content = content if key is None else content.get(key, {})
+        if not isinstance(content, dict):
+            raise _no_index(index, f"{str(content)[:50]!r} where an object is expected")
+    return content
+
+
+def _no_index(index: Path, reason: str) -> InputError:
+    return InputError(f"{index}: not as MONAI Label writes its index of labels ({reason}); repair it, or remove it")
 
 
 class AbsentItems(Sequence[Item]):
@@ -295,25 +318,3 @@ class AnnotationTraining:
         if is_first():
             for name in ("last.pt", "previous.pt", "superseded.pt"):
                 (self.folder / name).unlink(missing_ok=True)
-
-
-class DropoutInferer(AxisInferer):
-    """`AxisInferer` that draws from a network in training mode: what is dropped out varies, and nothing else.
-
-    MONAI Label ranks volumes by the entropy of several answers in training mode. There, batch norm would normalise each
-    volume by itself, which no network was trained for: answers and ranking would be arbitrary. Evaluators put the
-    network in evaluation mode, in which this is `AxisInferer`.
-
-    Parameters
-    ----------
-    average_axes : bool
-        See `AxisInferer`.
-    """
-
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Score volumes `(B, 1, z, y, x)`: `(B, classes)`."""
-        if isinstance(network, nn.Module) and network.training:
-            for layer in network.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
-        return super().__call__(inputs, network, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""How an evaluator asks the network: once, or once per axis."""
+"""How an evaluator asks the network: once, once per axis, or with features left out at random."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cryo_monai.clips import TIME_AXES, put_time_first
 
@@ -31,3 +31,25 @@ class AxisInferer(Inferer):
             return network(inputs, *args, **kwargs)
         scores = [network(put_time_first(inputs, list(axes)), *args, **kwargs) for axes in TIME_AXES.values()]
         return torch.stack(scores).log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(scores))))
+
+
+class DropoutInferer(AxisInferer):
+    """`AxisInferer` that draws from a network in training mode: what is dropped out varies, and nothing else.
+
+    MONAI Label ranks volumes by the entropy of several answers in training mode. There, batch norm would normalise each
+    volume by itself, which no network was trained for: answers and ranking would be arbitrary. Evaluators put the
+    network in evaluation mode, in which this is `AxisInferer`.
+
+    Parameters
+    ----------
+    average_axes : bool
+        See `AxisInferer`.
+    """
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Score volumes `(B, 1, z, y, x)`: `(B, classes)`."""
+        if isinstance(network, nn.Module) and network.training:
+            for layer in network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return super().__call__(inputs, network, *args, **kwargs)

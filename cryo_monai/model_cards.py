@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,7 @@ def _data(metadata: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 def _performance(evaluation: Mapping[str, Any]) -> str:
     intervals = evaluation["intervals"]
-    rows = [
-        [name, f"{evaluation[key]:.3f}", f"{intervals[key][0]:.3f} to {intervals[key][1]:.3f}"]
-        for key, name in _NAMES.items()
-    ]
+    rows = [[name, _number(evaluation[key]), _range(intervals[key])] for key, name in _NAMES.items()]
     classes = [
         [name, *(_number(values[key]) for key in ("precision", "recall", "f1", "auc")), str(values["support"])]
         for name, values in evaluation["per_class"].items()
@@ -88,7 +85,11 @@ def _performance(evaluation: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _training(recipe: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
@@ -110,16 +111,17 @@ def _training(recipe: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
 def _use(name: str, num_classes: int) -> str:
     return f"""## Commands
 
-Needs the package `cryo-monai` (`pip install cryo-monai`). In this folder, or anywhere with `--bundle_root`:
+Needs the package `cryo-monai` (`pip install cryo-monai`). In this folder:
 
 ```bash
 python -m monai.bundle run inference --config_file configs/inference.json --dataset_dir FOLDER_OF_VOLUMES
-python -m monai.bundle run training --config_file configs/train.json --dataset_dir DATA
+python -m monai.bundle run training --config_file configs/train.json --dataset_dir DATA \\
+    --weights models/model.pt --output_dir FURTHER --ckpt_dir FURTHER/models
 python -m monai.bundle run evaluating --config_file "['configs/train.json','configs/evaluate.json']" --dataset_dir DATA
 ```
 
-Inference writes `output/predictions.csv`: path, class name, {num_classes} probabilities. The folder is also taken by
-`cryo-monai classify`, in the place of a run. In Python:
+Inference writes `output/predictions.csv`: path, class name, {num_classes} probabilities. The second command trains on
+from these weights, into a folder of its own. `cryo-monai classify` takes the folder in the place of a run. In Python:
 
 ```python
 import monai.bundle

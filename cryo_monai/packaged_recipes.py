@@ -17,7 +17,8 @@ CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.jso
 # Ids that say where and how a run was computed: a package has those of the bundle.
 _OF_THE_BUNDLE = {"dataset_dir", *HOW, *CIRCUMSTANCES} - {"_meta_"}
 
-_ABSOLUTE = re.compile(r"""(^|[\s'"=(\[,])/[^/\s'"]+/""")  # but not '/data', which configurations append to a folder
+# "/home/me", "~/me", "file:...", "../me"; but not "/data", which configurations append to a folder.
+_OF_THIS_MACHINE = re.compile(r"""(^|[\s'"=(\[,])(/[^/\s'"]+/|~[^\s'"]*/|file:|\.\./)""")
 
 
 def merge_recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -55,7 +56,7 @@ def merge_recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, dict[str,
     recipe["train.json"]["weights"] = _portable_weights(recipe["train.json"]["weights"])
     for name, configuration in recipe.items():
         for identifier, text in _texts(configuration):
-            if _ABSOLUTE.search(text):
+            if _OF_THIS_MACHINE.search(text):
                 raise InputError(f"{folder}: {identifier} in {name} has a path of this machine: {text}")
     recipe["train.json"]["_desc_"] = _description(record)
     return recipe
@@ -63,11 +64,18 @@ def merge_recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, dict[str,
 
 def portable_initialisation(record: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the weights that a run started from, without folders of this machine."""
-    start = dict(record.get("initialisation", {}))
-    if start.get("weights"):
-        start["weights"] = Path(start["weights"]).name
-    start.pop("keys", None)
-    return start
+    start = {name: value for name, value in record.get("initialisation", {}).items() if name != "keys"}
+    described: dict[str, Any] = without_places(start)
+    return described
+
+
+def without_places(value: Any) -> Any:
+    """Replace paths of this machine in plain values by the names of their files."""
+    if isinstance(value, Mapping):
+        return {name: without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and _OF_THIS_MACHINE.match(value) else value
 
 
 def _description(record: Mapping[str, Any]) -> str:

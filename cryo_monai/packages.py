@@ -8,8 +8,9 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from cryo_monai.errors import CryoMonaiError, InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.files import TEMPORARY
 from cryo_monai.model_cards import write_model_card
-from cryo_monai.packaged_recipes import merge_recipe, portable_initialisation
+from cryo_monai.packaged_recipes import merge_recipe, portable_initialisation, without_places
 from cryo_monai.run_evaluation import evaluation_of
 from cryo_monai.runs import read_json, read_run
 from cryo_monai.trusts import trust, write_sums
 
 METRICS = ("accuracy", "auc", "balanced_accuracy", "macro_f1")
+_AS_THEY_ARE = ("LICENSE", "configs/logging.conf", "docs/data_license.txt")
 _VERSION = re.compile(r"\d+\.\d+\.\d+([.-]?[a-z]+\d*)?")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -91,6 +93,9 @@ def package_run(
     weights = folder / "models" / "model.pt"
     if not weights.is_file():
         raise InputError(f"{folder}: has no models/model.pt; finish the training")
+    absent = [name for name in _AS_THEY_ARE if not (Path(record["bundle"]) / name).is_file()]
+    if absent:
+        raise InputError(f"{record['bundle']}: the bundle has no {absent[0]}")
     recipe = merge_recipe(folder, record)
     evaluation = evaluation_of(folder)
     metadata = _metadata(record, evaluation, name, release, weights)
@@ -144,9 +149,7 @@ def _metadata(
         "monai_version": version_of("monai"),
         "pytorch_version": version_of("torch").split("+")[0],
         "numpy_version": version_of("numpy"),
-        "required_packages_version": {
-            package: version_of(package) for package in metadata["required_packages_version"]
-        },
+        "required_packages_version": _installed(metadata["required_packages_version"]),
         "label_classes": ", ".join(f"{number}: {label}" for number, label in enumerate(classes)),
         "eval_metrics": {metric: evaluation[metric] for metric in METRICS},
         "evaluation": {
@@ -157,7 +160,7 @@ def _metadata(
             "chance": evaluation["chance"],
             "temperature": evaluation["temperature"],
         },
-        "training_data": record.get("data", {}),
+        "training_data": without_places(record.get("data", {})),
         "initialisation": portable_initialisation(record),
         "weights_sha256": sha256_of(weights),
     }
@@ -167,6 +170,13 @@ def _metadata(
     return metadata
 
 
+def _installed(packages: Iterable[str]) -> dict[str, str]:
+    try:
+        return {package: version_of(package) for package in packages}
+    except PackageNotFoundError as error:
+        raise InputError(f"the bundle's metadata.json requires {error.name}, which is not installed") from None
+
+
 def _write_bundle(
     bundle: Path, source: Path, recipe: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]
 ) -> None:
@@ -174,8 +184,10 @@ def _write_bundle(
         (bundle / part).mkdir(parents=True)
     for name, configuration in {**recipe, "metadata.json": metadata}.items():
         (bundle / "configs" / name).write_text(json.dumps(configuration, indent=4, ensure_ascii=False) + "\n")
-    for name in ("LICENSE", "configs/logging.conf", "docs/data_license.txt"):
+    for name in _AS_THEY_ARE:
         shutil.copyfile(source / name, bundle / name)
+    if (source / "scripts").is_dir():
+        shutil.copytree(source / "scripts", bundle / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _write_large_files(bundle: Path, url: str) -> None:
@@ -188,7 +200,7 @@ def _write_large_files(bundle: Path, url: str) -> None:
 def _write_record(bundle: Path, record: Mapping[str, Any]) -> None:
     """Make the package a run folder, of which `read_run` knows that the bundle is the folder itself."""
     portable = {"bundle": ".", "overlays": [], "ids": {}, "tracking": "", "command": []}
-    portable |= {"initialisation": portable_initialisation(record), "data": record.get("data", {})}
+    portable |= {"initialisation": portable_initialisation(record), "data": without_places(record.get("data", {}))}
     (bundle / "run.json").write_text(json.dumps(portable, indent=1) + "\n")
 
 

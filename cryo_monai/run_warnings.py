@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from cryo_monai.audits import Audit, audit_dataset
 from cryo_monai.run_evaluation import evaluation_of
-from cryo_monai.runs import CONFIGURATION, changes, configuration_of, locations, read_json, read_run
+from cryo_monai.runs import CONFIGURATION, changes, configuration_of, locations, read_json, read_run, shortened
 from cryo_monai.workflows import load_workflow
 
 # Ids of a bundle that `audit_dataset` takes too.
@@ -72,7 +72,9 @@ def run_warnings(run_dir: str | os.PathLike[str], audit: Audit | None = None) ->
     lines += _training_warnings(run_dir)
     for resumption in record.get("resumed", []):
         if resumption["changed"]:
-            changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in resumption["changed"].items())
+            changes = ", ".join(
+                f"{name} {shortened(old)} -> {shortened(new)}" for name, (old, new) in resumption["changed"].items()
+            )
             lines.append(f"resumed after epoch {resumption['after_epoch']} with a changed configuration: {changes}")
     return lines
 
@@ -93,7 +95,7 @@ def _training_warnings(run_dir: str | os.PathLike[str]) -> list[str]:
     # Data that were moved are no other recipe: see `find_data_again`.
     changed = {name: pair for name, pair in changes(folder, now.parser.get()).items() if name != "dataset_dir"}
     if changed:
-        named = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        named = ", ".join(f"{name} {shortened(old)} -> {shortened(new)}" for name, (old, new) in changed.items())
         lines.append(f"the bundle or its overlays have changed since training: {named}")
     return lines
 

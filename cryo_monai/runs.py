@@ -21,6 +21,7 @@ from cryo_monai.folders import LOCK, locked
 from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.splits import SPLITS
 from cryo_monai.tracking import add_tracking
+from cryo_monai.trusts import SUMS, require_trust
 from cryo_monai.workflows import flattened, load_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -101,6 +102,8 @@ def train_held(
     overlays = [str(Path(overlay).resolve()) for overlay in overlays]
     resumed: list[dict[str, Any]] = []
     command = sys.argv
+    if (folder / SUMS).exists():
+        raise InputError(f"{folder}: a package, which stays as it is; choose another output_dir")
     if has_state(folder) and not resume:
         raise InputError(f"{folder}: holds a run; add --resume to go on with it, or choose another output_dir")
     if resume:
@@ -164,9 +167,11 @@ def find_data_again(run_dir: str | os.PathLike[str], dataset_dir: str | os.PathL
     Raises
     ------
     InputError
-        When the folder is not a run, or there is nothing at that place.
+        When the folder is not a run, or a package, or there is nothing at that place.
     """
     folder, record = read_run(run_dir)
+    if (folder / SUMS).exists():
+        raise InputError(f"{folder}: a package, which stays as it is; its data are not part of it")
     if not Path(dataset_dir).exists():
         raise InputError(f"{dataset_dir}: no such file or folder")
     record["ids"]["dataset_dir"] = str(Path(dataset_dir).resolve())
@@ -207,8 +212,15 @@ def refuse_changes(bundle: str | os.PathLike[str], folder: Path, *, overlays: Pa
     parser = load_workflow(bundle, "train", overlays=overlays, overrides={**ids, **locations(folder)}).parser
     found = {n: pair for n, pair in changes(folder, parser.get()).items() if n.split("#")[0] not in (*PLACES, *HOW)}
     if found:
-        listed = ", ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in list(found.items())[:3])
+        pairs = list(found.items())[:3]
+        listed = ", ".join(f"{name} {shortened(old)}, not {shortened(new)}" for name, (old, new) in pairs)
         raise InputError(f"{folder}: is done, with {listed}; give another folder")
+
+
+def shortened(value: Any, length: int = 60) -> str:
+    """Write a value of a configuration for a message; long ones end in an ellipsis."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def locations(folder: Path) -> dict[str, str]:
@@ -222,14 +234,18 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     Raises
     ------
     InputError
-        When it is not a run folder.
+        When it is not a run folder, or a package that is not whole or not trusted.
     """
     folder = Path(run_dir)
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder}: not a run folder (no run.json); give the output_dir of `cryo-monai train`")
+    is_package = (folder / SUMS).exists()
+    if is_package:
+        require_trust(folder)
     record = read_json(folder / "run.json")
-    # The bundle of a package is the package.
-    return folder, {**record, "bundle": str((folder / record["bundle"]).resolve())}
+    if is_package != (record["bundle"] == "."):
+        raise InputError(f"{folder}: not as it was packaged: run.json and {SUMS} do not belong together")
+    return folder, {**record, "bundle": str(folder.resolve()) if is_package else record["bundle"]}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -47,11 +47,10 @@ def check_sums(folder: str | os.PathLike[str]) -> None:
             wrong.append(f"{name} is missing")
         elif sha256_of(file) != digest:
             wrong.append(f"{name} has changed")
-    # A configuration that the list does not know would be read all the same.
-    programs = [
-        file.relative_to(folder).as_posix() for part in ("configs", "scripts") for file in folder.glob(f"{part}/**/*")
-    ]
-    wrong += [f"{name} is not in {SUMS}" for name in sorted(set(programs) - listed) if (folder / name).is_file()]
+    # What the list does not know would be read all the same.
+    read = [*folder.glob("configs/**/*"), *folder.glob("scripts/**/*"), *folder.glob("*.json"), *folder.glob("*.py")]
+    unlisted = {file.relative_to(folder).as_posix() for file in read if file.is_file()} - listed
+    wrong += [f"{name} is not in {SUMS}" for name in sorted(unlisted)]
     if wrong:
         raise InputError(f"{folder}: not as it was packaged: {', '.join(wrong)}")
 

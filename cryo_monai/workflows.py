@@ -60,26 +60,30 @@ def load_workflow(
         require_trust(bundle)
     parser = _parse(files)
     known = {name: _parse([configs / part for part in parts]) for name, parts in FILES.items()}
-    values: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for overlay in overlays:
         for identifier, value in _read_overlay(Path(overlay)).items():
             if not any(identifier in other for other in known.values()):
                 raise InputError(f"{overlay}: {_unknown(identifier, known.values())}")
             if identifier in parser:
-                values[identifier] = value
-    typed: dict[str, Any] = {}
+                _choose(chosen, identifier, value)
     for identifier, value in (overrides or {}).items():
         if identifier not in parser:
             raise InputError(f"--{_unknown(identifier, [parser])}")
-        typed[identifier] = _typed(identifier, value, parser[identifier])
-    typed.setdefault("bundle_root", str(bundle))
+        _choose(chosen, identifier, _typed(identifier, value, parser[identifier]))
     return ConfigWorkflow(
         workflow_type=WORKFLOW_TYPES[kind],
         config_file=[str(file) for file in files],
         meta_file=str(configs / "metadata.json"),
         logging_file=str(configs / "logging.conf"),
-        **values | typed,
+        **{"bundle_root": str(bundle), **chosen},
     )
+
+
+def _choose(chosen: dict[str, Any], identifier: str, value: Any) -> None:
+    """Set an id after all that were set before: they are applied in order, and ``a`` and ``a#b`` overlap."""
+    chosen.pop(identifier, None)
+    chosen[identifier] = value
 
 
 def run_workflow(workflow: ConfigWorkflow) -> None:

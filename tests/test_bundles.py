@@ -139,8 +139,13 @@ def test_every_overlay_fits_a_bundle_and_gives_a_network(overlay: Path, monkeypa
     bundle = MEDMNIST if "dataset_name" in content else SUBTOMOGRAMS
     for kind in FILES:
         workflow = load_workflow(bundle, kind, overlays=[overlay])
+        there = configuration(bundle, *FILES[kind])
         for key, value in content.items():
-            assert workflow.parser[key] == value
+            if key in there:
+                assert workflow.parser[key] == value
+            else:
+                assert kind == "inference"
+                assert key not in workflow.parser
         if kind == "train":
             network = workflow.parser.get_parsed_content("network_def")
             assert network.num_classes == workflow.parser["num_classes"]
@@ -402,6 +407,32 @@ def test_overlays_with_unknown_ids_and_missing_files_are_refused(tmp_path: Path)
         load_workflow(SUBTOMOGRAMS, "train", overlays=[tmp_path / "nowhere.json"])
     with pytest.raises(InputError, match="no such file"):
         load_workflow(tmp_path, "train")
+
+
+def test_what_is_set_later_wins_where_ids_overlap(tmp_path: Path) -> None:
+    """Nested ids of one source and whole objects of another, in either order."""
+    whole = {"head_lr_factor": 1.0, "layer_decay": 1.0, "freeze": {}, "freeze_batch_norm": False, "l2_sp": 9.0}
+    for number, content in enumerate([{"fine_tuning": whole, "fine_tuning#l2_sp": 0.5}, {"fine_tuning": whole}]):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    both, last = tmp_path / "0.json", tmp_path / "1.json"
+    for overlays, overrides, value in (
+        ([both], {}, 0.5),
+        ([both, last], {}, 9.0),
+        ([last, both], {}, 0.5),
+        ([both], {"fine_tuning": json.dumps(whole)}, 9.0),
+        ([last], {"fine_tuning#l2_sp": "0.25"}, 0.25),
+    ):
+        parser = load_workflow(SUBTOMOGRAMS, "train", overlays=overlays, overrides=overrides).parser
+        assert parser["fine_tuning#l2_sp"] == value
+
+
+def test_a_nested_id_of_training_is_passed_over_by_inference(tmp_path: Path) -> None:
+    overlay = tmp_path / "nested.json"
+    overlay.write_text(json.dumps({"train#random_clips#crop_prob": 0.25, "clip_size": [16, 16, 16]}))
+    assert load_workflow(SUBTOMOGRAMS, "train", overlays=[overlay]).parser["train#random_clips#crop_prob"] == 0.25
+    inference = load_workflow(SUBTOMOGRAMS, "inference", overlays=[overlay]).parser
+    assert inference["clip_size"] == [16, 16, 16]
+    assert "train" not in inference
 
 
 def test_values_keep_the_type_of_the_configuration() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 import threading
@@ -19,11 +20,12 @@ from monai.bundle import ConfigParser, create_workflow
 
 from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
+from cryo_monai.packaged_recipes import without_places
 from cryo_monai.packages import Release, package_run
 from cryo_monai.run_evaluation import evaluation_of
 from cryo_monai.run_inference import classify_with_run
-from cryo_monai.runs import train_bundle
-from cryo_monai.trusts import SUMS, trust, write_sums
+from cryo_monai.runs import find_data_again, train_bundle
+from cryo_monai.trusts import SUMS, check_sums, trust, write_sums
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file"),  # MONAI's note that a configuration is a program
@@ -214,6 +216,85 @@ def test_a_package_of_others_runs_nothing_before_it_is_trusted(
     assert sentinel.exists()
 
 
+@pytest.mark.parametrize("how", ["inner bundle", "ids", "no sums", "own ids"])
+def test_no_run_json_leads_past_the_check(how: str, packaged: Path, dataset_dir: Path, tmp_path: Path) -> None:
+    """Of a package that was trusted, only ``run.json``, the list of sums or an unlisted folder has changed."""
+    hostile = tmp_path / "hostile_classification"
+    shutil.copytree(packaged, hostile)
+    sentinel = tmp_path / "sentinel"
+    program = f"$__import__('pathlib').Path({str(sentinel)!r}).touch()"
+    record = json.loads((hostile / "run.json").read_text())
+    if how == "inner bundle":
+        shutil.copytree(hostile / "configs", hostile / "docs" / "b" / "configs")
+        inner = hostile / "docs" / "b" / "configs" / "inference.json"
+        content = json.loads(inner.read_text())
+        inner.write_text(json.dumps({**content, "initialize": [program]}))
+        record["bundle"] = "docs/b"
+    elif how == "ids":
+        record |= {"bundle": str(SUBTOMOGRAMS), "ids": {**TINY, "num_classes": 3, "device": program}}
+    else:
+        record["ids"] = {"device": program}
+    (hostile / "run.json").write_text(json.dumps(record))
+    if how == "no sums":
+        (hostile / SUMS).unlink()
+    with pytest.raises(InputError, match="hostile_classification: not as it was packaged: run"):
+        classify_with_run(hostile, dataset_dir, tmp_path / "x.csv")
+    assert not sentinel.exists()
+
+
+def test_nothing_is_written_into_a_package(packaged: Path, dataset_dir: Path) -> None:
+    with pytest.raises(InputError, match="a package, which stays as it is; choose another output_dir"):
+        train_bundle(SUBTOMOGRAMS, packaged, ids={"dataset_dir": str(dataset_dir)})
+    with pytest.raises(InputError, match="a package, which stays as it is"):
+        find_data_again(packaged, dataset_dir)
+    check_sums(packaged)
+
+
+def test_the_cards_own_commands_leave_the_package_whole(
+    packaged: Path, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / packaged.name
+    shutil.copytree(packaged, copy)
+    card = (copy / "docs" / "README.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in card.splitlines() if line.startswith("python -m monai.bundle run ")]
+    assert [command[4] for command in commands] == ["inference", "training", "evaluating"]
+    monkeypatch.chdir(copy)
+    for command in commands:
+        options = dict(zip(command[5::2], command[6::2], strict=True))
+        ids = {name.removeprefix("--"): value for name, value in options.items()}
+        files = ids.pop("config_file")
+        chosen = json.loads(files.replace("'", '"')) if files.startswith("[") else files
+        ids["dataset_dir"] = str(dataset_dir)
+        monai.bundle.run(
+            run_id=command[4], config_file=chosen, **ids, **({"max_epochs": 1} if "weights" in ids else {})
+        )
+    check_sums(copy)
+    assert (copy / "FURTHER" / "models" / "model.pt").is_file()
+    assert (copy / "output" / "evaluation.json").is_file()
+
+
+def test_a_score_without_interval_or_undefined_is_packaged(run_dir: Path, tmp_path: Path) -> None:
+    """AUC 1.0 has no interval, and of a class that the test split lacks it is not defined."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    numbers = json.loads((copy / "evaluation.json").read_text())
+    numbers["intervals"] |= {"auc": None, "balanced_accuracy": None}
+    numbers |= {"auc": None, "balanced_accuracy": 1.0}
+    (copy / "evaluation.json").write_text(json.dumps(numbers))
+    card = (package_run(copy, tmp_path / "p") / "docs" / "README.md").read_text()
+    assert "| AUC | undefined |  |" in card
+    assert "| balanced accuracy | 1.000 |  |" in card
+
+
+def test_names_of_files_stay_and_their_folders_go() -> None:
+    values = {
+        "list": ["/home/me/picks.star", "~/w/a.pt", "file:///home/me/b.pt", "../../me/c.pt"],
+        "box": 32,
+        "unit": "e/A^2",
+    }
+    assert without_places(values) == {"list": ["picks.star", "a.pt", "b.pt", "c.pt"], "box": 32, "unit": "e/A^2"}
+
+
 def test_large_files_name_the_weights_by_hash(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from monai.apps.utils import download_url
 
@@ -308,7 +389,6 @@ def test_a_package_goes_to_the_hugging_face_hub_up_to_the_network(
     server.server_close()
     asked = dict(Hub.seen)
     assert asked["/api/repos/create"]["name"] == "tiny"
-    print(list(asked))
     sent = {file["path"] for path, content in Hub.seen if "preupload" in path for file in content["files"]}
     assert sent >= {"README.md", "models/model.pt", "configs/metadata.json", SUMS}
     card = (tmp_path / packaged.name / "README.md").read_text()
