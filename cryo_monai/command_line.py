@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,6 +102,18 @@ def _spelled_out(verb: Verb, arguments: list[str]) -> list[str]:
     return spelled
 
 
+def _refuse_empty_flags(verb: Verb, arguments: list[str]) -> None:
+    """Fire gives a flag without a value the value True, which would be a file of that name."""
+    parameters = inspect.signature(verb).parameters
+    for argument, following in pairwise([*arguments, "--"]):
+        name = argument.removeprefix("--").replace("-", "_")
+        parameter = parameters.get(name) if argument.startswith("--") else None
+        if parameter is None or parameter.kind is inspect.Parameter.VAR_KEYWORD or str(parameter.annotation) == "bool":
+            continue
+        if following.startswith("--"):
+            raise UsageError(f"--{name}: give a value")
+
+
 def _converted(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb its arguments as its annotations say; Fire would guess types from how a text looks."""
     parameters = inspect.signature(verb).parameters
@@ -173,6 +186,7 @@ def run(verbs: Verbs, arguments: list[str]) -> int:
             flags = _spelled_out(verb, flags)
             arguments = [*path, *flags]
             _refuse_unknown_flags(verb, flags)
+            _refuse_empty_flags(verb, flags)
         fire.Fire(_all_converted(verbs), command=arguments, name="cryo-monai")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ def write_model_card(
     """
     recipe = read_json(bundle / "configs" / "train.json")
     parts = [
-        f"# Model overview\n\n{metadata['description']}",
+        f"# {metadata['name']}\n\n{metadata['description']}",
         f"## Intended use\n\n{metadata['intended_use']}",
         _data(metadata, evaluation),
         _performance(evaluation),
@@ -60,6 +60,8 @@ def _data(metadata: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         lines.append(f"- Size (z, y, x): {' × '.join(map(str, data['box']))} voxels")
     if data.get("voxel_size"):
         lines.append(f"- Voxel size: {data['voxel_size']} Å")
+    if data.get("contrast"):
+        lines.append(f"- Contrast: particles are {data['contrast']['density']} on their surroundings")
     lines.append("- Input: one channel, any box size, any intensity range; MRC, NIfTI or NPY")
     lines.append(f"- Classes: {', '.join(evaluation['per_class'])}")
     return "## Data\n\n" + "\n".join(lines)
@@ -74,6 +76,7 @@ def _performance(evaluation: Mapping[str, Any]) -> str:
     ]
     heading = f"{evaluation['num_volumes']} volumes of the {evaluation['split']} split, which nothing was chosen by."
     chance = f"Always answering the most frequent class gives an accuracy of {evaluation['chance']['accuracy']:.3f}."
+    chance += f" Probabilities are calibrated, with temperature {evaluation['temperature']:.3f}."
     level = f"{100 * intervals['level']:.0f} % interval"
     return "\n\n".join(
         [
@@ -103,7 +106,8 @@ def _training(recipe: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         f"- Backbone: `{recipe['backbone']}`, options `{recipe['backbone_options']}`",
         f"- Clip (depth, height, width): {' × '.join(map(str, recipe['clip_size']))}, time axis {recipe['time_axis']}",
         f"- Initialisation: {origin}",
-        f"- Schedule: {recipe['max_epochs']} epochs, learning rate {recipe['lr']}, batch {recipe['batch_size']}",
+        f"- Optimiser: `{recipe['optimizer']}`, learning rate {recipe['lr']}, weight decay {recipe['weight_decay']}",
+        f"- Schedule: {recipe['max_epochs']} epochs, batch {recipe['batch_size']}; the best on validation is kept",
     ]
     return "## Training configuration\n\nThe whole recipe is `configs/train.json`.\n\n" + "\n".join(lines)
 

@@ -25,7 +25,7 @@ from cryo_monai.runs import read_json, read_run
 from cryo_monai.trusts import trust, write_sums
 
 METRICS = ("accuracy", "auc", "balanced_accuracy", "macro_f1")
-_AS_THEY_ARE = ("LICENSE", "configs/logging.conf", "docs/data_license.txt")
+_AS_THEY_ARE = ("LICENSE", "configs/logging.conf")
 _VERSION = re.compile(r"\d+\.\d+\.\d+([.-]?[a-z]+\d*)?")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -40,7 +40,7 @@ class Release:
         Of the bundle, such as ``1.0.0``.
     authors : str
         Who made the model; the bundle's by default, as the others below.
-    title, description, intended_use, data_source : str
+    title, description, intended_use, data_source, data_license : str
         Plain sentences.
     weights_url : str
         Where ``models/model.pt`` will be downloadable; then the package has a ``large_files.yml``, as the MONAI model
@@ -53,6 +53,7 @@ class Release:
     description: str = ""
     intended_use: str = ""
     data_source: str = ""
+    data_license: str = ""
     weights_url: str = ""
 
 
@@ -89,6 +90,8 @@ def package_run(
     name = _bundle_name(target)
     if not _VERSION.fullmatch(release.version):
         raise InputError(f"--version {release.version}: give three numbers, such as 1.0.0")
+    if release.weights_url and not release.weights_url.startswith(("https://", "http://")):
+        raise InputError(f"--weights_url {release.weights_url}: give an address that begins with https://")
     folder, record = read_run(run_dir)
     weights = folder / "models" / "model.pt"
     if not weights.is_file():
@@ -105,6 +108,7 @@ def package_run(
         _write_bundle(bundle, Path(record["bundle"]), recipe, metadata)
         shutil.copyfile(weights, bundle / "models" / "model.pt")
         write_model_card(bundle, metadata, evaluation, record)
+        _write_data_license(bundle, metadata["data_source"], release.data_license)
         if release.weights_url:
             _write_large_files(bundle, release.weights_url)
         _write_record(bundle, record)
@@ -126,7 +130,7 @@ def package_run(
 def _bundle_name(target: Path) -> str:
     name = target.name.removesuffix(".zip")
     if not _NAME.fullmatch(name):
-        raise InputError(f"{target}: {name!r} is no name for a bundle; use letters, digits, _ and -")
+        raise InputError(f"{target}: {name!r} is no name for a bundle; a letter first, then letters, digits, _ and -")
     if target.exists():
         raise InputError(f"{target}: is there already; choose another name")
     return name
@@ -188,6 +192,12 @@ def _write_bundle(
         shutil.copyfile(source / name, bundle / name)
     if (source / "scripts").is_dir():
         shutil.copytree(source / "scripts", bundle / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _write_data_license(bundle: Path, source: str, terms: str) -> None:
+    terms = terms or "Not stated by who packaged this network; ask them before you pass it on."
+    text = f"Trained on: {source}\nLicence of these data: {terms}\nThis bundle has the weights, and none of the data.\n"
+    (bundle / "docs" / "data_license.txt").write_text(text)
 
 
 def _write_large_files(bundle: Path, url: str) -> None:

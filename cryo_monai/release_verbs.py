@@ -12,6 +12,7 @@ def package(
     description: str = "",
     intended_use: str = "",
     data_source: str = "",
+    data_license: str = "",
     weights_url: str = "",
 ) -> None:
     """Write a run as a MONAI bundle to pass on: recipe, weights, model card with what was measured, checksums.
@@ -28,6 +29,7 @@ def package(
         description: what the network does, in a sentence.
         intended_use: what it is for, and what not.
         data_source: where the training data are from.
+        data_license: of the training data.
         weights_url: where models/model.pt will be downloadable; adds large_files.yml, as the MONAI model zoo wants.
     """
     from cryo_monai.packages import Release, package_run
@@ -39,6 +41,7 @@ def package(
         description=description,
         intended_use=intended_use,
         data_source=data_source,
+        data_license=data_license,
         weights_url=weights_url,
     )
     print(f"package: {package_run(run_dir, target, release)}")

@@ -245,7 +245,14 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     record = read_json(folder / "run.json")
     if is_package != (record["bundle"] == "."):
         raise InputError(f"{folder}: not as it was packaged: run.json and {SUMS} do not belong together")
-    return folder, {**record, "bundle": str(folder.resolve()) if is_package else record["bundle"]}
+    if is_package:
+        return folder, {**record, "bundle": str(folder.resolve())}
+    bundle = Path(record["bundle"])
+    if not bundle.is_absolute() or folder.resolve() in (bundle.resolve(), *bundle.resolve().parents):
+        raise InputError(
+            f"{folder}: run.json has a bundle of its own ({bundle}), as no run made by `cryo-monai train` has"
+        )
+    return folder, record
 
 
 def read_json(file: Path) -> dict[str, Any]:

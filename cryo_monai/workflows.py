@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -71,13 +72,19 @@ def load_workflow(
         if identifier not in parser:
             raise InputError(f"--{_unknown(identifier, [parser])}")
         _choose(chosen, identifier, _typed(identifier, value, parser[identifier]))
-    return ConfigWorkflow(
-        workflow_type=WORKFLOW_TYPES[kind],
-        config_file=[str(file) for file in files],
-        meta_file=str(configs / "metadata.json"),
-        logging_file=str(configs / "logging.conf"),
-        **{"bundle_root": str(bundle), **chosen},
-    )
+    monai_logger = logging.getLogger("monai.bundle.workflows")
+    level = monai_logger.level
+    monai_logger.setLevel(logging.ERROR)  # it tells where logging.conf is, every time
+    try:
+        return ConfigWorkflow(
+            workflow_type=WORKFLOW_TYPES[kind],
+            config_file=[str(file) for file in files],
+            meta_file=str(configs / "metadata.json"),
+            logging_file=str(configs / "logging.conf"),
+            **{"bundle_root": str(bundle), **chosen},
+        )
+    finally:
+        monai_logger.setLevel(level)
 
 
 def _choose(chosen: dict[str, Any], identifier: str, value: Any) -> None:

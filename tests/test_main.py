@@ -96,6 +96,8 @@ def test_simulate_train_report_classify_then_resume(tmp_path: Path) -> None:
         (["train", str(SUBTOMOGRAMS), "run", "--overlays", "x.json"], "x.json: no such file"),
         (["train", str(SUBTOMOGRAMS), "run", "--dataset_dir", "nowhere"], "nowhere: no such file or folder"),
         (["evaluate", "nowhere"], "not a run folder"),
+        (["doctor", "--json"], "--json: give a value"),
+        (["train", str(SUBTOMOGRAMS), "run", "--overlays", "--resume"], "--overlays: give a value"),
         (["classify", "nowhere", "data"], "not a run folder"),
     ],
 )

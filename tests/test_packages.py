@@ -242,6 +242,19 @@ def test_no_run_json_leads_past_the_check(how: str, packaged: Path, dataset_dir:
     assert not sentinel.exists()
 
 
+@pytest.mark.parametrize("bundle", ["sender", "docs", "/proc/self/cwd/sender"])
+def test_a_run_that_brings_its_bundle_along_is_refused(
+    bundle: str, packaged: Path, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(packaged, tmp_path / "sender")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sender" / SUMS).unlink()
+    record = json.loads((tmp_path / "sender" / "run.json").read_text())
+    (tmp_path / "sender" / "run.json").write_text(json.dumps({**record, "bundle": bundle}))
+    with pytest.raises(InputError, match=r"sender: run\.json has a bundle of its own"):
+        classify_with_run(tmp_path / "sender", dataset_dir, tmp_path / "x.csv")
+
+
 def test_nothing_is_written_into_a_package(packaged: Path, dataset_dir: Path) -> None:
     with pytest.raises(InputError, match="a package, which stays as it is; choose another output_dir"):
         train_bundle(SUBTOMOGRAMS, packaged, ids={"dataset_dir": str(dataset_dir)})
@@ -286,6 +299,16 @@ def test_a_score_without_interval_or_undefined_is_packaged(run_dir: Path, tmp_pa
     assert "| balanced accuracy | 1.000 |  |" in card
 
 
+def test_what_the_packager_says_is_in_the_card_and_the_licence(run_dir: Path, tmp_path: Path) -> None:
+    release = Release(title="Ribosomes or not", data_source="our tomograms", data_license="CC BY 4.0")
+    package = package_run(run_dir, tmp_path / "said", release)
+    assert (package / "docs" / "README.md").read_text().startswith("# Ribosomes or not\n")
+    licence = (package / "docs" / "data_license.txt").read_text()
+    assert "Trained on: our tomograms\nLicence of these data: CC BY 4.0\n" in licence
+    unsaid = (package_run(run_dir, tmp_path / "unsaid") / "docs" / "data_license.txt").read_text()
+    assert "Not stated by who packaged this network" in unsaid
+
+
 def test_names_of_files_stay_and_their_folders_go() -> None:
     values = {
         "list": ["/home/me/picks.star", "~/w/a.pt", "file:///home/me/b.pt", "../../me/c.pt"],
@@ -313,7 +336,9 @@ def test_large_files_name_the_weights_by_hash(run_dir: Path, tmp_path: Path, mon
     [
         ("there", Release(), "is there already"),
         ("with space", Release(), "'with space' is no name for a bundle"),
+        ("3dnet", Release(), "'3dnet' is no name for a bundle; a letter first"),
         ("fine", Release(version="two"), "--version two: give three numbers"),
+        ("fine", Release(weights_url="model.pt"), "--weights_url model.pt: give an address"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(
