@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
@@ -112,31 +113,17 @@ def _segment_names(file: Path) -> dict[int, str]:
     index = file.parents[2] / DATASTORE if len(file.parents) > 2 else Path(DATASTORE)
     if not index.is_file():
         return {}
+    content = load_json(index)
     # {"objects": {image: {"labels": {tag: {"info": {"name": file, "label_info": [{"name": segment, "idx": value}]}}}}}}
-    for entry in _within(load_json(index), ("objects",), index).values():
-        info = _within(entry, ("labels", file.parent.name, "info"), index)
-        if info.get("name") == file.name:
-            segments = info.get("label_info", [])
-            if not isinstance(segments, list):
-                raise _no_index(index, f"the segments of {file.name} are no list")
-            rows = [_within(segment, (), index) for segment in segments]
-            if not all(isinstance(row.get("idx"), int) and isinstance(row.get("name"), str) for row in rows):
-                raise _no_index(index, f"a segment of {file.name} has no value or no name")
-            return {row["idx"]: row["name"] for row in rows}
+    try:
+        for entry in content.get("objects", {}).values():
+            info = entry.get("labels", {}).get(file.parent.name, {}).get("info", {})
+            if info.get("name") == file.name:
+                return {as_index(segment["idx"]): segment["name"] for segment in info.get("label_info", [])}
+    except (AttributeError, KeyError, TypeError) as error:  # parts of other types than MONAI Label writes
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{index}: not an index of labels of MONAI Label ({reason}); repair or remove it") from error
     return {}
-
-
-def _within(content: Any, keys: Sequence[str], index: Path) -> dict[str, Any]:
-    """Follow keys into MONAI Label's index of labels; what is not there is empty."""
-    for key in (None, *keys):
-        content = content if key is None else content.get(key, {})
-        if not isinstance(content, dict):
-            raise _no_index(index, f"{str(content)[:50]!r} where an object is expected")
-    return content
-
-
-def _no_index(index: Path, reason: str) -> InputError:
-    return InputError(f"{index}: not as MONAI Label writes its index of labels ({reason}); repair it, or remove it")
 
 
 class AbsentItems(Sequence[Item]):

@@ -12,9 +12,10 @@ from conftest import MEDMNIST, SUBTOMOGRAMS, TINY, training
 from monai.handlers import CheckpointLoader
 from monai.transforms import Compose
 
-from cryo_monai.annotations import AbsentItems, AnnotatedVolumes, DropoutInferer, bundle_datalist, read_annotation
+from cryo_monai.annotations import AbsentItems, AnnotatedVolumes, bundle_datalist, read_annotation
 from cryo_monai.datalists import load_datalist
 from cryo_monai.errors import DatasetError, InputError, user_error
+from cryo_monai.inferers import DropoutInferer
 from cryo_monai.medmnist3d import load_medmnist
 from cryo_monai.networks import VideoClassifier, read_description
 from cryo_monai.volumes import LoadVolumed
@@ -29,8 +30,8 @@ def written(file: Path, content: Any) -> Path:
     return file
 
 
-def painted(file: Path, *values: int) -> Path:
-    array = np.zeros((4, 5, 6), np.uint8)
+def painted(file: Path, *values: float, dtype: str = "u1") -> Path:
+    array = np.zeros((4, 5, 6), dtype)
     array.ravel()[: len(values)] = values
     file.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), file)
@@ -91,6 +92,32 @@ def test_a_label_map_paints_one_class(tmp_path: Path) -> None:
         read_annotation(painted(tmp_path / "map.nii.gz", 4), CLASSES)
 
 
+def test_a_label_map_of_floats_is_as_good_as_one_of_whole_numbers(tmp_path: Path) -> None:
+    for dtype in ("f4", "f8", "i2"):
+        assert read_annotation(painted(tmp_path / "map.nii", 2, dtype=dtype), CLASSES) == 1
+
+
+@pytest.mark.parametrize("value", [1.6, 0.4, -0.5, float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_whole_number_paints_no_class(tmp_path: Path, value: float) -> None:
+    with pytest.raises(InputError, match=r"map\.nii: .* is painted in this label map; paint one class") as caught:
+        read_annotation(painted(tmp_path / "map.nii", value, dtype="f4"), CLASSES)
+    assert "\n" not in str(caught.value)
+
+
+def test_label_maps_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    colours = np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii")
+    content = bytearray(painted(tmp_path / "plain.nii", 1).read_bytes())
+    content[70:72] = b"\xff\x7f"  # the type of the voxels
+    (tmp_path / "type.nii").write_bytes(content)
+    content = bytearray(painted(tmp_path / "whole.nii.gz", 1).read_bytes())
+    content[20:40] = b"\xff" * 20
+    (tmp_path / "damaged.nii.gz").write_bytes(content)
+    for name in ("colours.nii", "type.nii", "damaged.nii.gz"):
+        with pytest.raises(InputError, match=name):
+            read_annotation(tmp_path / name, CLASSES)
+
+
 def test_the_servers_index_names_what_is_painted(tmp_path: Path) -> None:
     """MONAI Label 0.8.5 keeps what 3D Slicer sends with a label: the names of the segments by value."""
     file = painted(tmp_path / "labels" / "final" / "v.nii.gz", 1)
@@ -100,6 +127,27 @@ def test_the_servers_index_names_what_is_painted(tmp_path: Path) -> None:
     assert read_annotation(file, CLASSES) == 1
     assert read_annotation(painted(file, 2), CLASSES) == 0
     assert read_annotation(painted(file, 3), CLASSES) == 2  # the index is silent: the value less one
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        None,
+        {"objects": []},
+        {"objects": {"v": None}},
+        {"objects": {"v": {"labels": []}}},
+        {"objects": {"v": {"labels": {"final": {"info": {"name": "v.nii.gz", "label_info": ["proteasome"]}}}}}},
+        {"objects": {"v": {"labels": {"final": {"info": {"name": "v.nii.gz", "label_info": [{"idx": 1}]}}}}}},
+        {"objects": {"v": {"labels": {"final": {"info": {"name": "v.nii.gz", "label_info": [{"idx": "1"}]}}}}}},
+    ],
+    ids=json.dumps,
+)
+def test_an_index_of_other_types_is_named(tmp_path: Path, index: Any) -> None:
+    file = painted(tmp_path / "labels" / "final" / "v.nii.gz", 1)
+    written(tmp_path / "datastore_v2.json", index)
+    with pytest.raises(InputError, match=r"datastore_v2\.json: not an index of labels of MONAI Label"):
+        read_annotation(file, CLASSES)
 
 
 def annotated(folder: Path, labels: list[Any]) -> list[dict[str, str]]:
@@ -134,6 +182,10 @@ def test_every_label_that_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         AnnotatedVolumes(annotated(tmp_path, ["a", 0, "b"]), LoadVolumed("image"), class_names=CLASSES, progress=False)
     assert len(caught.value.problems) == 2
+    maps = [painted(tmp_path / f"{n}.nii", value, dtype="f4") for n, value in enumerate((float("nan"), 1, 1.6))]
+    items = [{"image": "unread", "label": str(file)} for file in maps]
+    with pytest.raises(DatasetError, match=r"2 problems\n.*0\.nii.*\n.*2\.nii"):
+        AnnotatedVolumes(items, LoadVolumed("image"), class_names=CLASSES, progress=False)
     with pytest.raises(InputError, match="no labelled volumes"):
         AnnotatedVolumes([], LoadVolumed("image"), class_names=CLASSES, progress=False)
 

@@ -147,6 +147,53 @@ def test_whole_numbers_too_large_for_mrc_are_said_to_be_rounded(tmp_path: Path) 
     assert convert_volume(tmp_path / "a.npy", tmp_path / "a.mrc", voxel_size=4.0) == ("int32 was rounded to float32",)
 
 
+EDGES = {
+    "uint32": [0, 2**15, 2**24 + 1, 2**31, 2**32 - 1],
+    "int32": [-(2**31), -(2**24) - 1, 2**24 + 1, 2**31 - 1],
+    "uint64": [0, 2**24 + 1, 2**63, 2**64 - 2**15, 2**64 - 1],
+    "int64": [-(2**63), -(2**53) - 1, 2**31, 2**32 + 5, 2**63 - 1],
+}
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(dtype, one) for dtype, many in EDGES.items() for one in many])
+def test_exactly_is_said_of_whole_numbers_that_are_the_same_afterwards(dtype: str, number: int, tmp_path: Path) -> None:
+    data = np.zeros(SHAPE, dtype)
+    data[1, 2, 3] = number
+    np.save(tmp_path / "a.npy", data)
+    (note,) = convert_volume(tmp_path / "a.npy", tmp_path / "a.mrc", voxel_size=4.0)
+    stored = read_stored_volume(tmp_path / "a.mrc").data
+    got = int(stored[1, 2, 3])  # Python's: no type wraps it
+    assert ("exactly" in note) == (got == number) == (int(np.float32(number)) == number)
+    assert abs(got - number) <= abs(number) * 2**-24
+    assert np.count_nonzero(stored) == bool(number)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".nii.gz"])
+def test_numbers_are_never_made_infinite(suffix: str, tmp_path: Path) -> None:
+    data = made("float64")
+    data[0, 0, 0] = np.inf  # which float32 has
+    dtype = "float64" if suffix == ".mrc" else np.longdouble
+    np.save(tmp_path / "a.npy", data.astype(dtype))
+    convert_volume(tmp_path / "a.npy", tmp_path / f"a{suffix}", voxel_size=4.0)
+    assert np.isinf(read_stored_volume(tmp_path / f"a{suffix}").data).sum() == 1
+    large = data.astype(dtype)
+    large[1, 2, 3] = most = 1e300 if suffix == ".mrc" else np.finfo(np.longdouble).max
+    if suffix != ".mrc" and not most > np.finfo(np.float64).max:
+        pytest.skip("here long double is double")
+    np.save(tmp_path / "large.npy", large)
+    with pytest.raises(InputError, match=rf"large\{suffix}: 1 voxels are beyond .* float"):
+        convert_volume(tmp_path / "large.npy", tmp_path / f"large{suffix}", voxel_size=4.0)
+    assert not (tmp_path / f"large{suffix}").exists()
+
+
+def test_slopes_of_nifti_make_no_number_infinite(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.full(SHAPE[::-1], 1e30), np.diag([4.0, 4.0, 4.0, 1.0]))
+    image.header.set_slope_inter(1e20, 0.0)
+    image.to_filename(tmp_path / "slope.nii")
+    with pytest.raises(InputError, match=r"slope\.nii: 1680 voxels are beyond"):
+        convert_volume(tmp_path / "slope.nii", tmp_path / "slope.mrc")
+
+
 def test_affines_of_other_programs(tmp_path: Path) -> None:
     data = made()
     mirrored = nibabel.Nifti1Image(data.T, np.diag([-4.0, 5.0, 6.0, 1.0]))
@@ -240,6 +287,37 @@ def test_a_folder_never_writes_over_what_it_did_not_write(tmp_path: Path) -> Non
         convert_tree(root, other, to="nii")
     with pytest.raises(InputError, match="lies inside"):
         convert_tree(root, root / "out", to="nii")
+
+
+def test_what_was_made_of_an_earlier_source_never_passes_for_the_present_one(tmp_path: Path) -> None:
+    root, out = tree(tmp_path / "particles"), tmp_path / "nifti"
+    convert_tree(root, out, to="nii.gz")
+    for name in ("a/1.mrc", "b/c/3.mrc"):
+        write_mrc(root / name, made() + 7, voxel_size=SIZES)
+
+    def interrupt(done: int, todo: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_tree(root, out, to="nii.gz", progress=interrupt)
+    done = convert_tree(root, out, to="nii.gz")
+    assert (done.converted, done.present) == (1, 2)
+    for name in ("a/1", "b/c/3"):
+        assert np.array_equal(read_volume(out / f"{name}.nii.gz"), made() + 7)
+
+
+def test_a_changed_source_that_cannot_be_read_is_an_error_every_time(tmp_path: Path) -> None:
+    root, out = tree(tmp_path / "particles"), tmp_path / "nifti"
+    whole = gzip.compress((root / "a/1.mrc").read_bytes())
+    (root / "z.mrc.gz").write_bytes(whole)
+    assert convert_tree(root, out, to="nii.gz").converted == 4
+    (root / "z.mrc.gz").write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"z\.mrc\.gz"):
+            convert_tree(root, out, to="nii.gz")
+    (root / "z.mrc.gz").write_bytes(whole)
+    done = convert_tree(root, out, to="nii.gz")
+    assert (done.converted, done.present) == (1, 3)
 
 
 def test_every_bad_file_of_a_folder_is_named(tmp_path: Path) -> None:

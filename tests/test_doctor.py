@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,47 @@ def test_the_cache_its_size_and_its_pins(tmp_path: Path, monkeypatch: pytest.Mon
     assert of(storage_findings(), "weights").status == "fail"
     monkeypatch.setenv("CRYO_MONAI_CACHE", str(cached_path(record)))  # a file
     assert "cannot be written" in of(storage_findings(), "cache").found
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """Without the rights of root, which may search every folder."""
+    if os.geteuid():
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError as error:
+        pytest.skip(f"root only: {error}")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_folders_that_may_not_be_searched_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    monkeypatch.setenv("CRYO_MONAI_CACHE", str(locked / "below" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(locked / "below"))
+    try:
+        with not_root():
+            found = storage_findings()
+    finally:
+        locked.chmod(0o700)
+    for name, status in (("cache", "warning"), ("temporary files", "fail")):
+        assert of(found, name).status == status
+        assert of(found, name).found.startswith(str(locked / "below"))
+        assert of(found, name).found.endswith("Permission denied")
+        assert of(found, name).remedy.startswith("set ")
+    assert {"weights", "structures", "working folder"} <= {finding.name for finding in found}
+
+
+def test_names_that_the_system_refuses_are_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYO_MONAI_CACHE", str(tmp_path / ("x" * 300)))
+    finding = of(storage_findings(), "cache")
+    assert finding.status == "warning"
+    assert finding.found.endswith("File name too long")
 
 
 def test_a_gpu_is_described_and_its_absence_is_no_failure() -> None:

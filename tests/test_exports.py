@@ -236,6 +236,35 @@ def test_other_safetensors_are_refused_in_one_line(exported: dict[str, Path], tm
         assert "\n" not in str(caught.value)
 
 
+@EVERY_FORMAT
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "flipped"])
+def test_a_damaged_file_is_named_in_one_line(
+    exported: dict[str, Path], tmp_path: Path, format: str, damage: str
+) -> None:
+    content = exported[format].read_bytes()
+    half = content[: len(content) // 2]
+    flipped = bytes(255 - byte for byte in content[:64]) + content[64:-64] + bytes(255 - b for b in content[-64:])
+    file = tmp_path / f"damaged{FORMATS[format].suffix}"
+    file.write_bytes({"empty": b"", "text": b"something else\n" * 9, "half": half, "flipped": flipped}[damage])
+    for read in (open_export, read_metadata):
+        with pytest.raises(InputError) as caught:
+            read(file)
+        assert str(caught.value).startswith(f"{file}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_are_not_of_an_export_are_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(exported["safetensors"])
+    for number, metadata in enumerate(({"format": "pt"}, {"network": "{}"}, {"network": "[1]", "class_names": "3"})):
+        file = tmp_path / f"{number}.safetensors"
+        save_file(tensors, file, metadata=metadata)
+        for read in (load_safetensors, open_export):
+            with pytest.raises(InputError, match=rf"{number}\.safetensors: not a readable exported file"):
+                read(file)
+
+
 def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["export", *arguments]) == 1
     lines = capsys.readouterr().err.strip().splitlines()

@@ -150,6 +150,22 @@ def test_the_same_call_writes_anew_and_another_source_is_refused(tomograms: Path
         write_view(tomograms, tmp_path / "full")
 
 
+@pytest.mark.parametrize("older", [0, 3600 * 10**9])
+def test_a_tomogram_that_replaced_another_is_copied_however_old_it_is(
+    older: int, tomograms: Path, tmp_path: Path
+) -> None:
+    (scene,) = write_view(tomograms, tmp_path / "out")
+    path = tomograms / "TS 1.mrc"
+    modified = path.stat().st_mtime_ns - older
+    data = read_mrc(path).data + 5
+    write_mrc(tmp_path / "other.mrc", data, voxel_size=SIZE, origin=ORIGIN)
+    os.utime(tmp_path / "other.mrc", ns=(modified, modified))
+    os.replace(tmp_path / "other.mrc", path)
+    assert path.stat().st_mtime_ns == modified
+    write_view(tomograms, tmp_path / "out")
+    assert np.array_equal(np.load(scene.plain[0]), data)
+
+
 def test_what_cannot_be_shown_is_one_line_and_leaves_nothing(tomograms: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.mrc").write_bytes(b"no")

@@ -120,8 +120,7 @@ def _read_nifti(file: Path, permissive: bool, notes: list[str]) -> Array:
             return np.asarray(stored.get_unscaled()).T
         notes.append("its numbers are stored with a slope, and were multiplied with it")
         # The same rounding as in `read_volume`.
-        scaled: Array = np.asanyarray(stored).astype(np.float32)
-        return scaled.T
+        return _rounded(np.asanyarray(stored), "float32", file).T
     except nibabel.filebasedimages.ImageFileError as error:
         raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
 
@@ -161,7 +160,8 @@ def write_stored_volume(path: str | os.PathLike[str], volume: StoredVolume, *, l
     Raises
     ------
     InputError
-        When the format cannot hold the volume, or the voxel size is not known and the format wants one.
+        When the format cannot hold the volume or numbers in it, or the voxel size is not known and the format wants
+        one.
     """
     target = Path(path)
     kind = kind_of(target)
@@ -169,7 +169,7 @@ def write_stored_volume(path: str | os.PathLike[str], volume: StoredVolume, *, l
         raise InputError(f"{target}: can be written as {', '.join(TARGET_SUFFIXES)}, not as {target.suffix or 'that'}")
     if volume.voxel_size is None and kind != "npy":
         raise InputError(f"{target}: the voxel size is not known; give it with --voxel_size (Å)")
-    data, notes = _fitted(volume.data, kind)
+    data, notes = _fitted(volume.data, kind, target)
     if kind == "npy":
         stream = io.BytesIO()
         np.save(stream, data)
@@ -190,25 +190,52 @@ def write_stored_volume(path: str | os.PathLike[str], volume: StoredVolume, *, l
     return notes
 
 
-def _fitted(data: Array, kind: str) -> tuple[Array, tuple[str, ...]]:
+def _fitted(data: Array, kind: str, target: Path) -> tuple[Array, tuple[str, ...]]:
     """Return the data in a type that the format has, and what that changed."""
     held = {"mrc": MRC_TYPES, "nifti": NIFTI_TYPES, "npy": (data.dtype.name,)}[kind]
     if data.dtype.name in held:
         return data, ()
-    whole = data.dtype.kind in "iub"
     if data.dtype.kind == "b":
         choices = ["uint8", "int8"]
     else:
-        choices = ["int16", "uint16", "float32"] if whole else ["float32", "float64"]
+        choices = ["int16", "uint16", "float32"] if data.dtype.kind in "iu" else ["float32", "float64"]
     for name in choices:
-        with np.errstate(all="ignore"):
-            cast = data.astype(name)
-            exact = name in held and np.array_equal(cast.astype(data.dtype), data, equal_nan=not whole)
-        if exact:
-            return cast, (f"{data.dtype} became {name}, exactly",)
+        if name in held and _holds(name, data):
+            return data.astype(name), (f"{data.dtype} became {name}, exactly",)
     last = "float64" if kind == "nifti" else "float32"
+    return _rounded(data, last, target), (f"{data.dtype} was rounded to {last}",)
+
+
+def _holds(name: str, data: Array) -> bool:
+    """Whether a type has every number of the data; none is cast where it has not, which is not defined."""
+    if data.dtype.kind == "b":
+        return True
+    if np.dtype(name).kind in "iu":
+        limits = np.iinfo(name)
+        return int(data.min()) >= limits.min and int(data.max()) <= limits.max
     with np.errstate(all="ignore"):
-        return data.astype(last), (f"{data.dtype} was rounded to {last}",)
+        cast = data.astype(name)
+        if data.dtype.kind == "f":
+            return np.array_equal(cast.astype(data.dtype), data, equal_nan=True)
+        # The largest number may have been rounded to the power of two above what the type of the data has.
+        return int(cast.max()) <= np.iinfo(data.dtype).max and np.array_equal(cast.astype(data.dtype), data)
+
+
+def _rounded(data: Array, name: str, file: Path) -> Array:
+    """Return the data in a type of floating point.
+
+    Raises
+    ------
+    InputError
+        When a number would become infinite.
+    """
+    with np.errstate(all="ignore"):
+        cast = data.astype(name)
+    lost = int(np.count_nonzero(np.isinf(cast) & np.isfinite(data)))
+    if lost:
+        limit = f"{np.finfo(name).max:.2g}"
+        raise InputError(f"{file}: {lost} voxels are beyond {limit}, the most that {name} holds; scale them first")
+    return cast
 
 
 def _nifti_bytes(target: Path, data: Array, volume: StoredVolume) -> bytes:

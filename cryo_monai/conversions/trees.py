@@ -13,7 +13,7 @@ from cryo_monai.conversions.converting import convert_volume
 from cryo_monai.conversions.geometries import Triple, checked_voxel_size, geometry_of
 from cryo_monai.conversions.stored import SOURCE_SUFFIXES, TARGET_SUFFIXES, kind_of
 from cryo_monai.datalists import hidden
-from cryo_monai.errors import DatasetError, InputError
+from cryo_monai.errors import CryoMonaiError, DatasetError, InputError
 from cryo_monai.folders import Journal, claimed, note_recipe
 from cryo_monai.volumes import check_volume_file
 
@@ -54,7 +54,7 @@ def convert_tree(
 
     Headers are all checked before anything is written. ``conversion.json`` in the target notes what is made there,
     ``conversion.jsonl`` what was begun: a file is written once, again if its source has changed since, and never over
-    one that was there before.
+    one that was there before. What was made of a source that has changed is removed before it is made again.
 
     Parameters
     ----------
@@ -101,6 +101,9 @@ def convert_tree(
         problems: list[str] = []
         for start in range(0, len(todo), _AT_ONCE):
             batch = todo[start : start + _AT_ONCE]
+            # What is there is of sources as they were: noted as begun, it would pass for what is made of them now.
+            for file in batch:
+                _remove(targets[file])
             journal.append([_entry(file, root, targets[file], folder) for file in batch])
             for number, file in enumerate(batch):
                 problems += _convert(file, targets[file], given, permissive, result)
@@ -170,6 +173,13 @@ def _todo(journal: Journal, root: Path, folder: Path, targets: dict[Path, Path])
     if problems:
         raise DatasetError(str(folder), problems)
     return todo
+
+
+def _remove(target: Path) -> None:
+    try:
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise CryoMonaiError(f"{target}: cannot be made again ({error.strerror}); remove it") from error
 
 
 def _entry(file: Path, root: Path, target: Path, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryo_monai.doctor.findings import ABSENT, FAIL, PASS, WARNING, Finding
@@ -23,16 +23,23 @@ UNSAFE_VARIABLES = ("MONAI_ALLOW_PICKLE", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 def storage_findings() -> list[Finding]:
     """Say what is kept where, and whether it can be."""
-    cache = cache_folder()
-    chosen = "CRYO_MONAI_CACHE" if os.environ.get("CRYO_MONAI_CACHE") else "CRYO_MONAI_CACHE chooses another"
-    found = f"{cache} ({chosen}): {_size(cache)}"
+    elsewhere = "set CRYO_MONAI_CACHE to a folder that you may write to"
     return [
-        _folder("cache", cache, found, "set CRYO_MONAI_CACHE to a folder that you may write to"),
-        *_weights(),
-        _kept("structures", cache / "structures", "atomic models of the Protein Data Bank"),
-        _folder("temporary files", Path(tempfile.gettempdir()), tempfile.gettempdir(), "set TMPDIR", needed=True),
-        _folder("working folder", Path.cwd(), str(Path.cwd()), "runs go where you say: name a folder elsewhere"),
+        *_tried("cache", lambda: [_cache(elsewhere)], elsewhere),
+        *_tried("weights", lambda: list(_weights()), elsewhere),
+        *_tried("structures", lambda: [_structures()], elsewhere),
+        *_tried("temporary files", lambda: [_temporary()], "set TMPDIR", needed=True),
+        *_tried("working folder", lambda: [_working()], "change to a folder that is there"),
     ]
+
+
+def _tried(name: str, examine: Callable[[], list[Finding]], remedy: str, *, needed: bool = False) -> list[Finding]:
+    """Examine, and say what the system refuses, such as looking below a folder that may not be searched."""
+    try:
+        return examine()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return [Finding("storage", name, FAIL if needed else WARNING, f"{where}{error.strerror or error}", remedy)]
 
 
 def variable_findings() -> list[Finding]:
@@ -60,9 +67,28 @@ def _size(folder: Path) -> str:
     return f"{len(files)} files, {sum(file.stat().st_size for file in files) / MIB:.1f} MiB"
 
 
+def _cache(remedy: str) -> Finding:
+    cache = cache_folder()
+    chosen = "CRYO_MONAI_CACHE" if os.environ.get("CRYO_MONAI_CACHE") else "CRYO_MONAI_CACHE chooses another"
+    return _folder("cache", cache, f"{cache} ({chosen}): {_size(cache)}", remedy)
+
+
+def _structures() -> Finding:
+    return _kept("structures", cache_folder() / "structures", "atomic models of the Protein Data Bank")
+
+
+def _temporary() -> Finding:
+    folder = tempfile.gettempdir()
+    return _folder("temporary files", Path(folder), folder, "set TMPDIR", needed=True)
+
+
+def _working() -> Finding:
+    return _folder("working folder", Path.cwd(), str(Path.cwd()), "runs go where you say: name a folder elsewhere")
+
+
 def _folder(name: str, folder: Path, found: str, remedy: str, *, needed: bool = False) -> Finding:
     """Judge a folder, or, where it is not there, the one that it would be made in."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding("storage", name, FAIL if needed else WARNING, f"{found}; {there} cannot be written", remedy)
     free = shutil.disk_usage(there).free
@@ -70,6 +96,14 @@ def _folder(name: str, folder: Path, found: str, remedy: str, *, needed: bool = 
     if free < LITTLE_SPACE:
         return Finding("storage", name, WARNING, found, "make room: checkpoints take up to 0.8 GB each")
     return Finding("storage", name, PASS, found)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _kept(name: str, folder: Path, what: str) -> Finding:

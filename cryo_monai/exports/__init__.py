@@ -1,8 +1,9 @@
 """A trained network as one file that other programs run: raw volumes in, class probabilities out.
 
 Read in this order: `tracing` (what is exported), `torch_files`, `onnx_files` and `safetensors_files` (a file of each
-kind), `formats` (their table), `agreement` (is a file the network it was made of?), `provenance` (what a file says of
-itself) and `exporting` (a run to a file). docs/exports.md is for those who use the files.
+kind), `damage` (files that cannot be read), `formats` (their table), `agreement` (is a file the network it was made
+of?), `provenance` (what a file says of itself) and `exporting` (a run to a file). docs/exports.md is for those who use
+the files.
 """
 
 from __future__ import annotations

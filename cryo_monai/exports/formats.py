@@ -12,6 +12,7 @@ from typing import Any
 
 from cryo_monai.errors import InputError
 from cryo_monai.exports import onnx_files, safetensors_files, torch_files
+from cryo_monai.exports.damage import damage_in_one_line
 from cryo_monai.exports.tracing import Predict, Probabilities
 
 
@@ -97,6 +98,8 @@ def look_up_format(name: str) -> Format:
 def _format_of(path: Path) -> Format:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: an empty file")  # which ONNX takes for a model without metadata
     names = [name for name, known in FORMATS.items() if path.suffix == known.suffix]
     if not names:
         raise InputError(f"{path}: not an exported file; their names end in {', '.join(map(_suffix, FORMATS))}")
@@ -123,9 +126,10 @@ def open_export(path: str | os.PathLike[str]) -> Predict:
     Raises
     ------
     InputError
-        When there is no such file, or what reads it is not installed.
+        Naming the file when it is missing or damaged, or when what reads it is not installed.
     """
-    return _format_of(Path(path)).open(Path(path))
+    with damage_in_one_line(path):
+        return _format_of(Path(path)).open(Path(path))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,4 +140,5 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     InputError
         As `open_export`.
     """
-    return _format_of(Path(path)).metadata(Path(path))
+    with damage_in_one_line(path):
+        return _format_of(Path(path)).metadata(Path(path))

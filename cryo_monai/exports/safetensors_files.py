@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from cryo_monai.errors import InputError
+from cryo_monai.exports.damage import damage_in_one_line
 from cryo_monai.exports.tracing import Predict, Probabilities, exported_module, predict_with
 from cryo_monai.networks import VideoClassifier
 from cryo_monai.weight_files import load_tensors
@@ -50,13 +51,14 @@ def load_safetensors(path: str | os.PathLike[str], *, precision: str = "auto") -
         Naming the file when it is missing, damaged, or another file of weights.
     """
     tensors = load_tensors(path)
-    metadata = read_safetensors_metadata(Path(path))
-    if "network" not in metadata:
-        raise InputError(f"{path}: does not say what network it belongs to; export it with `cryo-monai export`")
-    described = dict(metadata["network"])
-    network = VideoClassifier(len(metadata["class_names"]), precision=precision, **described)
-    network.set_class_names(metadata["class_names"])
-    network.temperature = metadata["temperature"]
+    with damage_in_one_line(path):
+        metadata = read_safetensors_metadata(Path(path))
+        if "network" not in metadata:
+            raise InputError(f"{path}: does not say what network it belongs to; export it with `cryo-monai export`")
+        described = dict(metadata["network"])
+        network = VideoClassifier(len(metadata["class_names"]), precision=precision, **described)
+        network.set_class_names(metadata["class_names"])
+        network.temperature = metadata["temperature"]
     try:
         network.load_state_dict({**tensors, _STATE: network.get_extra_state()})
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,10 +153,14 @@ def _tomogram_commands(tomogram: Tomogram, folder: Path) -> list[str]:
 
 
 def _save_tomogram(target: Path, tomogram: Tomogram) -> Path:
-    """Write a tomogram as NPY, some sections at a time, unless that was done since it changed."""
-    path = tomogram.path
-    if target.is_file() and path.is_file() and target.stat().st_mtime_ns > path.stat().st_mtime_ns:
+    """Write a tomogram as NPY, some sections at a time, unless that was done of the same file or folder.
+
+    A hidden file beside it notes of what it was made.
+    """
+    note, state = target.with_name(f".{target.name}.source"), _state(tomogram)
+    if target.is_file() and note.is_file() and note.read_bytes() == state.encode():
         return target
+    note.unlink(missing_ok=True)
     first = tomogram.load((slice(0, 1), slice(0, 1), slice(0, 1)))
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.npy")
     try:
@@ -171,7 +176,16 @@ def _save_tomogram(target: Path, tomogram: Tomogram) -> Path:
         raise InputError(f"{tomogram.path}: cannot be written to {target} ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+    atomic_write_text(note, state)
     return target
+
+
+def _state(tomogram: Tomogram) -> str:
+    """Return a text that is another one when the tomogram changed, or was replaced by one of any age."""
+    try:
+        return json.dumps([*tomogram.state, tomogram.path.stat().st_ctime_ns]) + "\n"
+    except OSError as error:
+        raise InputError(f"{tomogram.path}: {error.strerror}") from error
 
 
 def _save_labels(target: Path, segmentation: Path) -> None:
