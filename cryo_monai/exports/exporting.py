@@ -78,6 +78,8 @@ def export_run(
     """
     kind = look_up_format(format)
     folder, record = read_run(run_dir)
+    if not (folder / "models" / "model.pt").is_file():
+        raise InputError(f"{folder}: has no models/model.pt; finish the training")
     target = _free_target(folder / "exports" / f"model{kind.suffix}" if output is None else Path(output), kind)
     workflow = inference_of(folder, {"precision": "float32"})
     with unwrapped_errors():

@@ -12,7 +12,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.exports.tracing import AXES, INPUT, OUTPUT
 from cryo_monai.fetching import sha256_of
 from cryo_monai.networks import VideoClassifier
-from cryo_monai.packaged_recipes import portable_initialisation
+from cryo_monai.packaged_recipes import portable_initialisation, without_places
 from cryo_monai.runs import read_json
 
 _PACKAGES = ("monai", "torch", "torchvision", "pytorchvideo", "transformers", "onnx", "onnxscript")
@@ -81,7 +81,7 @@ def describe_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "bundle": {"name": bundle.name, "version": about.get("version"), "intended_use": about.get("intended_use")},
         "run": {
             "name": folder.resolve().name,
-            "command": [Path(word).name if not number else word for number, word in enumerate(record["command"])],
+            "command": without_places(record["command"]),
             "initialisation": portable_initialisation(record),
             "data": record.get("data", {}),
         },

@@ -74,7 +74,10 @@ def read_torchscript_metadata(path: Path) -> dict[str, Any]:
 
 def write_torch_export(module: Probabilities, metadata: Mapping[str, Any], path: Path) -> None:
     """Write a network as a torch.export program."""
-    torch.export.save(traced_program(module), str(path), extra_files={METADATA: json.dumps(metadata)})
+    program = traced_program(module)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    torch.export.save(program, str(path), extra_files={METADATA: json.dumps(metadata)})
 
 
 def open_torch_export(path: Path) -> Predict:
