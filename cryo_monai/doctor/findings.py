@@ -77,5 +77,8 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def _lines(status: str, name: str, text: str) -> list[str]:
     wrapped = textwrap.wrap(text, _WIDTH - _NAME - 10, break_long_words=False, break_on_hyphens=False) or [""]
-    heads = [f"  {status:<5} {name:<{_NAME}} "] + [" " * (_NAME + 9)] * (len(wrapped) - 1)
-    return [(head + part).rstrip() for head, part in zip(heads, wrapped, strict=True)]
+    first = f"  {status:<5} {name:<{_NAME}} "
+    indent = " " * (_NAME + 9)
+    if len(name) > _NAME:  # such as a folder: a line of its own, and what was found below it
+        wrapped = ["", *wrapped]
+    return [(head + part).rstrip() for head, part in zip([first] + [indent] * (len(wrapped) - 1), wrapped, strict=True)]
