@@ -17,6 +17,7 @@ from cryo_monai.dataset_verbs import check, control
 from cryo_monai.export_verbs import export
 from cryo_monai.particle_verbs import classify_tomograms, extract
 from cryo_monai.pick_verbs import keep, label, pick, score
+from cryo_monai.pretraining_verbs import pretrain
 from cryo_monai.release_verbs import package, trust
 from cryo_monai.report_verbs import compare, explain
 from cryo_monai.report_verbs import report as make_report
@@ -53,6 +54,7 @@ def train(
     """
     from cryo_monai.run_evaluation import summarise
     from cryo_monai.runs import train_bundle
+    from cryo_monai.workflows import has_workflow
 
     if idempotent:
         from cryo_monai.completed_runs import complete_run
@@ -60,7 +62,9 @@ def train(
         complete_run(bundle, output_dir, overlays=split_list(overlays), tracking=tracking, ids=ids)
     else:
         train_bundle(bundle, output_dir, overlays=split_list(overlays), resume=resume, tracking=tracking, ids=ids)
-    if report:
+    if not has_workflow(bundle, "evaluate"):
+        print(f"best weights: {output_dir}/models/model.pt; begin another training with them: --weights FILE")
+    elif report:
         make_report(output_dir)
         print(summarise(output_dir))
     elif idempotent:
@@ -227,7 +231,8 @@ def embed(
         data: a volume, a folder of volumes (folders in it name the classes), a datalist JSON, or a MedMNIST3D npz.
         output: the NPZ: features (float32), labels (-1 where unknown), class_names, paths, splits. The CSV beside it
             has the same. A file that exists is not replaced.
-        weights: for a bundle: video, image, a name that `weights list` shows, a file, or nothing for random weights.
+        weights: for a bundle: video, image, generated, a name that `weights list` shows, a file, or nothing for random
+            weights.
         overlays: for a bundle: comma-separated JSON files, such as configs/backbones/swin3d_t.json.
         seed: of random weights.
         ids: any id of the bundle's inference.json, and --input_range, --inflation.
@@ -259,6 +264,7 @@ VERBS: Verbs = {
     "control": control,
     "sweep": sweep,
     "budget": budget,
+    "pretrain": pretrain,
     "train": train,
     "evaluate": evaluate,
     "report": make_report,

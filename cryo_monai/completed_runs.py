@@ -1,4 +1,7 @@
-"""Runs to be completed: trained and scored, however often they are interrupted, and then marked as done."""
+"""Runs to be completed: trained and scored, however often they are interrupted, and then marked as done.
+
+Where a bundle has no evaluation, since it is there for the weights alone, the mark stands for these.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +23,11 @@ from cryo_monai.files import atomic_write_text
 from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.run_evaluation import evaluation_of
 from cryo_monai.runs import Paths, has_state, read_json, refuse_changes, running, train_held
+from cryo_monai.workflows import has_workflow
 
 DONE = "DONE"
+# What is compared with the mark: the score, or the weights of a bundle that scores nothing.
+MARKED = {"evaluation_sha256": "evaluation.json", "model_sha256": "models/model.pt"}
 FAILURE = "failure.json"
 
 
@@ -32,7 +39,7 @@ def complete_run(
     tracking: str = "",
     ids: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Do what is missing of a run: train, from the last checkpoint on, score the test split, and write ``DONE``.
+    """Do what is missing of a run: train, from the last checkpoint on, score the test split if any, write ``DONE``.
 
     The same call may be made any number of times, on any machine that sees the folder: one process at a time works
     in it, a run that is done stays as it is, and what a kill loses is at most the epoch in flight. SIGTERM, SIGINT and
@@ -72,13 +79,15 @@ def complete_run(
                 ids=ids or {},
                 inherit=False,
             )
-            evaluation_of(folder, pictures=False)  # they take seconds, and nobody looks at those of a grid
+            if scored := has_workflow(bundle, "evaluate"):
+                evaluation_of(folder, pictures=False)  # they take seconds, and nobody looks at those of a grid
         except Exception as error:
             cause = user_error(error)
             # What a user has to mend does not mend itself when it is tried again.
             note_failure(folder, str(cause or _first_cause(error)), final=cause is not None)
             raise
-        mark = {"evaluation_sha256": sha256_of(folder / "evaluation.json")}
+        name = "evaluation_sha256" if scored else "model_sha256"
+        mark = {name: sha256_of(folder / MARKED[name])}
         atomic_write_text(folder / DONE, json.dumps(mark, indent=1) + "\n")
         forget_failure(folder)
     return True
@@ -111,16 +120,29 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def is_done(run_dir: str | os.PathLike[str]) -> bool:
-    """Whether a run is trained and scored, and its score is the one that was written then."""
+    """Whether a run is trained and scored, and its score (or its weights, see above) is the one of that time."""
     folder = Path(run_dir)
-    done, evaluation = folder / DONE, folder / "evaluation.json"
-    if not (done.is_file() and evaluation.is_file()):
+    if not (folder / DONE).is_file():
         return False
     try:
-        mark = read_json(done)
+        mark = read_json(folder / DONE)
     except InputError:
         return False  # cut off: what it stands for is looked at again
-    return bool(mark.get("evaluation_sha256") == sha256_of(evaluation))
+    named = next(((sha256, folder / MARKED[name]) for name, sha256 in mark.items() if name in MARKED), None)
+    return named is not None and named[1].is_file() and named[0] == _digest(named[1])
+
+
+def _digest(file: Path) -> str:
+    """Hash a file; a large one once, as sweeps ask twice a second."""
+    status = file.stat()
+    if status.st_size < 1 << 20:
+        return sha256_of(file)
+    return _digest_of(file, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(file: Path, *version: int) -> str:
+    return sha256_of(file)
 
 
 def note_failure(run_dir: str | os.PathLike[str], reason: str, *, final: bool = True) -> None:

@@ -14,25 +14,31 @@ from cryo_monai.files import atomic_write_text
 from cryo_monai.weight_records import WeightRecord
 
 PACKAGE_PINS = Path(__file__).with_name("weight_pins.json")
+PACKAGE_WEIGHTS = Path(__file__).with_name("generated_weights")
 
 
 def cached_path(record: WeightRecord) -> Path:
     """Return where a record's file belongs, whether it is there or not.
 
-    The record's name is in it: one publisher calls every file ``pytorch_model.bin``.
+    The record's name is in it: one publisher calls every file ``pytorch_model.bin``. What is shipped is in the package.
     """
+    if record.is_shipped:
+        return PACKAGE_WEIGHTS / record.file
     return cache_folder() / "weights" / f"{record.name}{Path(record.file).suffix}"
 
 
 def pinned_hash(record: WeightRecord) -> str | None:
     """Return the SHA-256 that a record's file must have: the user's pin, else the package's, else None.
 
+    Of what is shipped the package alone knows the hash.
+
     Raises
     ------
     InputError
         When a file of pins is damaged.
     """
-    for file in (cache_folder() / "weight_pins.json", PACKAGE_PINS):
+    own = () if record.is_shipped else (cache_folder() / "weight_pins.json",)
+    for file in (*own, PACKAGE_PINS):
         pin = _read_pins(file).get(record.name)
         if pin is not None:
             return str(pin["sha256"])
@@ -40,7 +46,7 @@ def pinned_hash(record: WeightRecord) -> str | None:
 
 
 def find_weights(record: WeightRecord) -> Path:
-    """Return the cached file of a record; nothing is downloaded.
+    """Return the cached or shipped file of a record; nothing is downloaded.
 
     Raises
     ------
@@ -48,6 +54,8 @@ def find_weights(record: WeightRecord) -> Path:
         In one line, when the file is not there, or is not the one that was pinned.
     """
     target = cached_path(record)
+    if record.is_shipped:
+        return _find_shipped(record, target)
     if not target.is_file():
         how = "get it with a browser" if record.manual else f"get it with `cryo-monai weights fetch {record.name}`"
         raise InputError(f"{target}: not there; {how} ({_origin(record)}), or give --weights PATH")
@@ -57,8 +65,17 @@ def find_weights(record: WeightRecord) -> Path:
     return target
 
 
+def _find_shipped(record: WeightRecord, target: Path) -> Path:
+    if not target.is_file():
+        raise InputError(f"{target}: not there, though it is shipped; install this package again")
+    expected = pinned_hash(record)
+    if expected is not None and sha256_of(target) != expected:
+        raise InputError(f"{target}: its SHA-256 is not the pinned {expected}; install this package again")
+    return target
+
+
 def fetch_weights(record: WeightRecord, sha256: str | None = None, progress: Progress | None = None) -> Path:
-    """Download a record's file into the cache unless it is there; go on with a download that was cut.
+    """Download a record's file into the cache unless it is there, or shipped; go on with a download that was cut.
 
     Parameters
     ----------
@@ -80,6 +97,11 @@ def fetch_weights(record: WeightRecord, sha256: str | None = None, progress: Pro
         In one line naming URL, hash and target: when no hash is known, when only a browser can get the file, when the
         server cannot be reached, or when the file has another hash (it is then removed).
     """
+    if record.is_shipped:
+        path = find_weights(record)
+        if sha256 and sha256_of(path) != sha256.lower():
+            raise InputError(f"{path}: its SHA-256 is not {sha256}")
+        return path
     expected = sha256.lower() if sha256 else pinned_hash(record)
     target = cached_path(record)
     if expected is None:
@@ -112,7 +134,7 @@ def pin_weights(record: WeightRecord, file: Path | None = None, progress: Progre
     record : WeightRecord
         What to pin.
     file : Path, optional
-        JSON to write to; ``weight_pins.json`` in the cache folder by default.
+        JSON to write to; ``weight_pins.json`` in the cache folder by default, which shipped weights do not look into.
     progress : callable, optional
         See `fetch_weights`.
 
@@ -126,9 +148,15 @@ def pin_weights(record: WeightRecord, file: Path | None = None, progress: Progre
     InputError
         When the file cannot be had, or has not the beginning of the hash that its publisher put into its name.
     """
+    if record.is_shipped and file is None:
+        raise InputError(
+            f"{record.name}: is shipped, and its hash with it; --file FILE takes the hash of what is there"
+        )
     target = cached_path(record)
     source = target
     if not target.is_file():
+        if record.is_shipped:
+            raise InputError(f"{target}: not there; make it with `{record.citation}`")
         _refuse_manual(record, target)
         source = download(record.url, target, described=_origin(record), progress=progress)
     found = sha256_of(source)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cryo_monai.errors import InputError
 from cryo_monai.runs import CIRCUMSTANCES, HOW, locations, read_json
-from cryo_monai.weight_records import RECORDS
+from cryo_monai.weight_records import KINDS, all_records
 from cryo_monai.workflows import load_workflow
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json")
@@ -110,8 +110,8 @@ def _overlaid(overlay: Mapping[str, Any], others: list[str]) -> dict[str, Any]:
 
 
 def _portable_weights(weights: Any) -> Any:
-    """Return the name of a public checkpoint, or None for a file, which a package does not bring along."""
-    public = weights in ("video", "image") or any(record.name == weights for record in RECORDS)
+    """Return the name of a public or shipped checkpoint, or None for a file, which a package does not bring along."""
+    public = weights in KINDS or any(record.name == weights for record in all_records())
     return weights if public else None
 
 

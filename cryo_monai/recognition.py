@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from cryo_monai.errors import InputError
 from cryo_monai.fetching import sha256_of
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import read_description
-from cryo_monai.weight_files import KeyReport, match_keys, read_state
+from cryo_monai.weight_files import KeyReport, match_keys, read_pretraining, read_state
 from cryo_monai.weight_records import RECORDS, InputRecord, WeightRecord, look_up_record
+
+_MOST_NAMES = 20  # of classes that are listed
 
 
 def inspect_weights(path: str | os.PathLike[str]) -> str:
@@ -39,7 +42,7 @@ def inspect_weights(path: str | os.PathLike[str]) -> str:
     lines = [f"{path}: {len(state)} tensors, {numbers / 1e6:.1f} M numbers, SHA-256 {sha256_of(path)}"]
     if "_extra_state" in state:
         description = read_description(state["_extra_state"])
-        return "\n".join([*lines, "a checkpoint of this package:", *(f"  {k}: {v}" for k, v in description.items())])
+        return "\n".join([*lines, "a checkpoint of this package:", *_facts(description), *_made(path)])
     fits, nearest = _fitting_backbones(state)
     for name in fits:
         record = recognise(state, name)
@@ -54,6 +57,20 @@ def inspect_weights(path: str | os.PathLike[str]) -> str:
         if nearest is not None:
             lines.append(f"nearest is {nearest[0]}:\n{nearest[1].table()}")
     return "\n".join(lines)
+
+
+def _facts(description: Mapping[str, Any]) -> list[str]:
+    """Write what a checkpoint says of its network, a line each; of many classes the first."""
+    names = list(description["class_names"])
+    more = f", ... ({len(names)})" if len(names) > _MOST_NAMES else ""
+    shown = dict(description) | {"class_names": ", ".join(map(str, names[:_MOST_NAMES])) + more}
+    return [f"  {name}: {value}" for name, value in shown.items()]
+
+
+def _made(path: str | os.PathLike[str]) -> list[str]:
+    """Say how a file of `cryo-monai pretrain` was made; nothing of others."""
+    said = read_pretraining(path)
+    return ["pre-trained on generated clips:", *(f"  {name}: {value}" for name, value in said.items())] if said else []
 
 
 def _input_in_words(values: InputRecord, mean: float, std: float) -> str:
@@ -74,12 +91,14 @@ def describe_record(record: WeightRecord) -> str:
         "architecture": look_up_backbone(record.backbone).arguments,
         "trained on": f"{record.dataset}, clips of {' x '.join(map(str, record.clip))}",
         "top-1": "unknown" if record.top1 is None else f"{record.top1} %",
-        "input": _input_in_words(values, mean, std),
-        "per channel": f"[{values.low:g}, {values.high:g}], mean {values.mean}, std {values.std}",
+        "input": "the file says" if record.is_generated else _input_in_words(values, mean, std),
+        "per channel": "the file says"
+        if record.is_generated
+        else f"[{values.low:g}, {values.high:g}], mean {values.mean}, std {values.std}",
         "layout": f"{record.layout}, {record.classes or 'no'} classes",
         "licence": record.licence,
         "citation": record.citation,
-        "url": record.url + (f" ({record.file}, by browser)" if record.manual else ""),
+        "url": (record.url or "shipped") + (f" ({record.file}, by browser)" if record.manual else ""),
         "size": size,
         "SHA-256": pinned,
         "here": f"{target} ({'there' if target.is_file() else 'not there'})",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from cryo_monai.datasets import describe_volumes, extraction_of
 from cryo_monai.errors import InputError, unwrapped_errors
@@ -22,6 +22,7 @@ from cryo_monai.parallel import is_first, one_voice
 from cryo_monai.splits import SPLITS
 from cryo_monai.tracking import add_tracking
 from cryo_monai.trusts import SUMS, require_trust
+from cryo_monai.weight_records import KINDS
 from cryo_monai.workflows import flattened, load_workflow
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -133,10 +134,7 @@ def train_held(
         if not is_first():
             return
         record["initialisation"] = workflow.parser.get_parsed_content("network").initialisation
-        described = describe_volumes(workflow.parser.get_parsed_content("train#dataset"))
-        cut = extraction_of(workflow.parser.get_parsed_content("dataset_dir"))
-        lists = workflow.parser.get_parsed_content("datalist")
-        record["data"] = {**described, "extraction": cut, "num_volumes": {split: len(lists[split]) for split in SPLITS}}
+        record["data"] = described_data(workflow.parser)
         if resume:
             now = {"after_epoch": engine.state.epoch, "command": sys.argv, "changed": changed}
             record["resumed"] = [*resumed, now]
@@ -149,6 +147,17 @@ def train_held(
         workflow.parser.get_parsed_content("train#trainer").add_event_handler(Events.STARTED, note)
         workflow.run()
         workflow.finalize()
+
+
+def described_data(parser: ConfigParser) -> dict[str, Any]:
+    """Note what a run is trained on: volumes of files, or, where a bundle has no ``datalist``, what it generates."""
+    dataset = parser.get_parsed_content("train#dataset")
+    if "datalist" not in parser:
+        return {"generated": dataset.description()}
+    cut = extraction_of(parser.get_parsed_content("dataset_dir"))
+    lists = parser.get_parsed_content("datalist")
+    counts = {split: len(lists[split]) for split in SPLITS}
+    return {**describe_volumes(dataset), "extraction": cut, "num_volumes": counts}
 
 
 def configuration_of(run_dir: str | os.PathLike[str], kind: str = "evaluate") -> ConfigWorkflow:
@@ -185,8 +194,8 @@ def has_state(run_dir: str | os.PathLike[str]) -> bool:
 
 
 def _absolute(value: Any) -> Any:
-    """Make a path that exists independent of the working directory; "video" and "image" are no paths."""
-    is_path = isinstance(value, str) and value not in ("", "video", "image") and Path(value).exists()
+    """Make a path that exists independent of the working directory; "video" and the like are no paths."""
+    is_path = isinstance(value, str) and value not in ("", *KINDS) and Path(value).exists()
     return str(Path(value).resolve()) if is_path else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cryo_monai.backbones import Backbone
@@ -22,6 +25,7 @@ from cryo_monai.fetching import MAX_BYTES
 # How checkpoint files nest their tensors: 3D-ResNets-PyTorch, PyTorchVideo.
 WRAPPERS = ("state_dict", "model_state")
 PREFIX = "module."  # left by DataParallel
+PRETRAINING = "pretraining"  # metadata of a safetensors file, as JSON
 MAX_TENSORS = 20_000
 # Counters and constants that have no effect on the output, or follow from the architecture.
 DERIVED = ("num_batches_tracked", "relative_position_index")
@@ -125,10 +129,6 @@ def _declared_bytes(file: Path) -> int:
 
 def _read(file: Path) -> Any:
     if file.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise InputError(f"{file}: needs safetensors ({error}): pip install 'cryo-monai[vivit]'") from error
         return load_file(file)
     return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -154,6 +154,18 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if tensor.numel() * tensor.element_size() > MAX_BYTES or tensor.is_sparse or tensor.is_quantized:
             raise InputError(f"{path}: tensor {key} of shape {list(tensor.shape)} is no plain tensor of a network")
     return state
+
+
+def read_pretraining(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a file of `write_weights` says of its making; nothing for other files."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get(PRETRAINING, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}  # who reads its tensors says what is wrong with it
+    return said if isinstance(said, dict) else {}
 
 
 def match_keys(

@@ -1,4 +1,4 @@
-"""One frozen record per public checkpoint: where it is, what it is made of, and what input it was trained on.
+"""One frozen record per checkpoint, public or made here: where it is, what of, and what input it was trained on.
 
 Nothing here downloads or imports torch. Hashes are not written by hand: ``cryo-monai weights pin`` takes them on a
 connected machine and keeps them in ``weight_pins.json`` beside this file, or in the cache of the user.
@@ -12,6 +12,9 @@ from difflib import get_close_matches
 from cryo_monai.errors import InputError
 
 Channels = tuple[float, float, float]
+# What ``--weights`` takes besides names of records and files: the backbone's first record of that kind.
+KINDS = ("video", "image", "generated")
+OWN_LAYOUT = "cryo-monai"  # what `write_weights` makes
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class InputRecord:
 
 @dataclass(frozen=True)
 class WeightRecord:
-    """A public checkpoint.
+    """A public checkpoint, or one of this package.
 
     Attributes
     ----------
@@ -58,7 +61,7 @@ class WeightRecord:
     backbone : str
         Key of `cryo_monai.backbones.BACKBONES` that it fits.
     url : str
-        Of the file, or of the folder it lies in when ``manual``.
+        Of the file, or of the folder it lies in when ``manual``; empty when it is shipped with this package.
     file : str
         Its published name.
     layout : str
@@ -66,11 +69,11 @@ class WeightRecord:
     classes : int
         Outputs of its classifier, by which files of equal keys are told apart.
     dataset, licence, citation : str
-        What it was trained on, its terms, whom to cite.
+        What it was trained on, its terms, whom to cite; for one of this package the command that makes it.
     clip : tuple of int
         ``(D, H, W)`` it was trained on; D is 1 for images.
     input : InputRecord
-        What values it saw.
+        What values it saw; a file of this package says that itself.
     top1 : float or None
         Published accuracy on its data set, in %.
     mebibytes : float or None
@@ -101,6 +104,16 @@ class WeightRecord:
     def is_image(self) -> bool:
         """Whether it is a 2-D network, to be inflated."""
         return self.layout == "torchvision-image"
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether ``cryo-monai pretrain`` made it, from generated clips."""
+        return self.layout == OWN_LAYOUT
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether its file comes with this package."""
+        return not self.url
 
 
 # 3D-ResNets-PyTorch: first release (opts.py: ActivityNet's mean, values to 255, no division), and second release.
@@ -175,6 +188,15 @@ def _pytorchvideo(backbone: str, file: str, clip: tuple[int, int, int], top1: fl
     )  # fmt: skip
 
 
+def _generated(backbone: str, task: str, clip: tuple[int, int, int], classes: int, mebibytes: float) -> WeightRecord:
+    name = f"{backbone}-generated"
+    return WeightRecord(
+        name, backbone, "", f"{name}.safetensors", OWN_LAYOUT, classes, "generated clips", "Apache-2.0",
+        f"cryo-monai pretrain configs/pretraining/{task}.json DIR --backbone {backbone}", clip, InputRecord(),
+        mebibytes=mebibytes,
+    )  # fmt: skip
+
+
 _SLOWFAST = "Feichtenhofer, Fan, Malik, He 2019, arXiv 1812.03982"
 _NONLOCAL = "Wang, Girshick, Gupta, He 2018, arXiv 1711.07971"
 _I3D = "Carreira, Zisserman 2017, arXiv 1705.07750"
@@ -189,6 +211,16 @@ _SWIN = "Liu et al. 2021, arXiv 2103.14030"
 _RESNET = "He, Zhang, Ren, Sun 2016, arXiv 1512.03385"
 
 _SMALL, _LARGE = (16, 112, 112), (32, 224, 224)
+
+_SWIN3D_B_22K = _torchvision(
+    "swin3d_b", "swin3d_b_22k-7c6ae6fa.pth", _LARGE, IMAGENET, 81.643, 364.134, _SWIN3D,
+    name="swin3d_b-imagenet22k-kinetics400",
+)  # fmt: skip
+_VIVIT_B = WeightRecord(
+    "vivit_b_16x2-kinetics400", "vivit_b_16x2",
+    "https://huggingface.co/google/vivit-b-16x2-kinetics400/resolve/main/pytorch_model.bin", "pytorch_model.bin",
+    "transformers", 400, "Kinetics-400", "MIT", "Arnab et al. 2021, arXiv 2103.15691", _LARGE, VIVIT,
+)  # fmt: skip
 
 # Video records of a backbone come before its image records; the first is what ``--weights video`` takes.
 RECORDS: tuple[WeightRecord, ...] = (
@@ -222,30 +254,9 @@ RECORDS: tuple[WeightRecord, ...] = (
     _torchvision("mvit_v2_s", "mvit_v2_s-ae3be167.pth", (16, 224, 224), FACEBOOK, 80.757, 131.884, _MVIT2),
     _torchvision("swin3d_t", "swin3d_t-7615ae03.pth", _LARGE, IMAGENET, 77.715, 121.543, _SWIN3D),
     _torchvision("swin3d_s", "swin3d_s-da41c237.pth", _LARGE, IMAGENET, 79.521, 218.288, _SWIN3D),
-    _torchvision(
-        "swin3d_b",
-        "swin3d_b_22k-7c6ae6fa.pth",
-        _LARGE,
-        IMAGENET,
-        81.643,
-        364.134,
-        _SWIN3D,
-        name="swin3d_b-imagenet22k-kinetics400",
-    ),
+    _SWIN3D_B_22K,
     _torchvision("swin3d_b", "swin3d_b_1k-24f7c7c6.pth", _LARGE, IMAGENET, 79.427, 364.134, _SWIN3D),
-    WeightRecord(
-        "vivit_b_16x2-kinetics400",
-        "vivit_b_16x2",
-        "https://huggingface.co/google/vivit-b-16x2-kinetics400/resolve/main/pytorch_model.bin",
-        "pytorch_model.bin",
-        "transformers",
-        400,
-        "Kinetics-400",
-        "MIT",
-        "Arnab et al. 2021, arXiv 2103.15691",
-        _LARGE,
-        VIVIT,
-    ),
+    _VIVIT_B,
     _image("resnet18_b", "resnet18-f37072fd.pth", 69.758, 44.661, _RESNET),
     _image("resnet34_b", "resnet34-b627a593.pth", 73.314, 83.275, _RESNET),
     _image("resnet50", "resnet50-11ad3fa6.pth", 80.858, 97.79, _RESNET, suffix="-v2"),
@@ -254,6 +265,16 @@ RECORDS: tuple[WeightRecord, ...] = (
     _image("swin3d_s", "swin_s-5e29d889.pth", 83.196, 189.786, _SWIN),
     _image("swin3d_b", "swin_b-68c6b09e.pth", 83.582, 335.364, _SWIN),
 )
+
+# Made by `cryo-monai pretrain`; files without a URL lie in generated_weights/ beside this one.
+GENERATED: tuple[WeightRecord, ...] = (
+    # PLACE OF THE SHIPPED WEIGHTS: _generated("resnet18_narrow", "both", (D, H, W), CLASSES, MEBIBYTES),
+)
+
+
+def all_records() -> tuple[WeightRecord, ...]:
+    """Return the records of public checkpoints, then those of this package's own."""
+    return (*RECORDS, *GENERATED)
 
 
 def look_up_record(name: str) -> WeightRecord:
@@ -264,7 +285,7 @@ def look_up_record(name: str) -> WeightRecord:
     InputError
         With the nearest name.
     """
-    by_name = {record.name: record for record in RECORDS}
+    by_name = {record.name: record for record in all_records()}
     if name not in by_name:
         near = [known for known in by_name if known.startswith(f"{name}-")] or get_close_matches(name, by_name, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; `cryo-monai weights list` shows all"
@@ -286,4 +307,22 @@ def default_record(backbone: str, *, image: bool = False) -> WeightRecord:
     kind = "image" if image else "video"
     raise InputError(
         f"backbone {backbone!r} has no public {kind} weights; `cryo-monai weights list` shows what there is"
+    )
+
+
+def generated_record(backbone: str) -> WeightRecord:
+    """Return the first record of this package's own weights for a backbone.
+
+    Raises
+    ------
+    InputError
+        When there is none, with the command that makes some.
+    """
+    for record in GENERATED:
+        if record.backbone == backbone:
+            return record
+    command = f"cryo-monai pretrain configs/pretraining/both.json DIR --backbone {backbone}"
+    raise InputError(
+        f"backbone {backbone!r} has no generated weights; make them (`{command}`), then give "
+        "--weights DIR/weights.safetensors"
     )

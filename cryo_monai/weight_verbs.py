@@ -6,7 +6,7 @@ from cryo_monai.command_line import late_bar
 
 
 def list_weights(backbone: str = "") -> None:
-    """List the public weights: name, data set, accuracy, licence, and whether they are here.
+    """List the public weights and those that are shipped: name, data set, accuracy, licence, whether they are here.
 
     Args:
         backbone: only those of this backbone.
@@ -15,14 +15,15 @@ def list_weights(backbone: str = "") -> None:
 
     from cryo_monai.downloads import cached_path, pinned_hash
     from cryo_monai.errors import InputError
-    from cryo_monai.weight_records import RECORDS
+    from cryo_monai.weight_records import all_records
 
-    if backbone and all(record.backbone != backbone for record in RECORDS):
-        near = get_close_matches(backbone, {record.backbone for record in RECORDS}, n=1)
+    records = all_records()
+    if backbone and all(record.backbone != backbone for record in records):
+        near = get_close_matches(backbone, {record.backbone for record in records}, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"--backbone {backbone}: no public weights for a backbone of that name{hint}")
     rows: list[tuple[str, ...]] = [("name", "backbone", "data set", "top-1", "licence", "pinned", "here")]
-    for record in RECORDS:
+    for record in records:
         if backbone in ("", record.backbone):
             top1 = "" if record.top1 is None else f"{record.top1:.1f} %"
             marks = ("yes" if there else "no" for there in (pinned_hash(record), cached_path(record).is_file()))
@@ -42,9 +43,11 @@ def fetch_weights(name: str, sha256: str = "") -> None:
     from cryo_monai.downloads import fetch_weights as fetch
     from cryo_monai.weight_records import look_up_record
 
+    record = look_up_record(name)
     with late_bar(desc=name, unit="B", unit_scale=True, unit_divisor=1024) as progress:
-        path = fetch(look_up_record(name), sha256 or None, progress)
-    print(f"{path}\nuse it with: --weights {name}")
+        path = fetch(record, sha256 or None, progress)
+    shipped = ": shipped with this package, nothing to fetch" if record.is_shipped else ""
+    print(f"{path}{shipped}\nuse it with: --weights {name}")
 
 
 def pin_weights(name: str, file: str = "") -> None:
@@ -52,7 +55,7 @@ def pin_weights(name: str, file: str = "") -> None:
 
     Args:
         name: as `weights list` shows it.
-        file: JSON to write to; weight_pins.json in the cache folder by default.
+        file: JSON to write to; weight_pins.json in the cache folder by default. Wanted for weights that are shipped.
     """
     from pathlib import Path
 

@@ -17,8 +17,15 @@ from cryo_monai.fetching import sha256_of
 from cryo_monai.inflation import inflate_state, is_image_state
 from cryo_monai.networks import VideoClassifier, read_description
 from cryo_monai.recognition import describe_other_fit, recognise
-from cryo_monai.weight_files import KeyReport, match_keys, read_state
-from cryo_monai.weight_records import RECORDS, WeightRecord, default_record, look_up_record
+from cryo_monai.weight_files import KeyReport, match_keys, read_pretraining, read_state
+from cryo_monai.weight_records import (
+    KINDS,
+    WeightRecord,
+    all_records,
+    default_record,
+    generated_record,
+    look_up_record,
+)
 
 INPUT_RANGES = ("checkpoint", "unit")
 
@@ -37,15 +44,18 @@ class LoadReport:
         That its keys and classifier were recognised as; None for files of unknown origin.
     keys : KeyReport
         All keys by fate.
+    origin : str
+        What there is to say of a file without a record.
     """
 
     file: str
     record: WeightRecord | None
     keys: KeyReport
+    origin: str = "of unknown origin"
 
     def __str__(self) -> str:
         """Return a heading and a table of fates."""
-        origin = f"{self.record.name} ({self.record.dataset})" if self.record else "of unknown origin"
+        origin = f"{self.record.name} ({self.record.dataset})" if self.record else self.origin
         return f"{self.file}: {origin}\n{self.keys.table()}"
 
 
@@ -134,8 +144,8 @@ def initialise(
         Changed in place: weights, the mean and std of its input, and ``initialisation``, what there is to know about
         it as plain values.
     weights : path or None
-        A file; the name of a record; ``"video"`` or ``"image"`` for the first such record of the backbone; a checkpoint
-        of this package; None keeps the random initialisation.
+        A file; the name of a record; ``"video"``, ``"image"`` or ``"generated"`` for the first such record of the
+        backbone; a checkpoint of this package; None keeps the random initialisation.
     input_range : str
         ``"checkpoint"`` maps intensities to what the checkpoint was trained on; ``"unit"`` leaves them in [0, 1], as
         the code lineage of the paper does. A checkpoint of this package always brings the input it was trained with.
@@ -158,7 +168,7 @@ def initialise(
     path, record = resolve_weights(network.backbone_name, weights)
     state = read_state(path)
     if "_extra_state" in state:
-        report = _load_own_checkpoint(network, path, state, allow_partial)
+        report = _load_own_checkpoint(network, path, state, record, allow_partial)
         input_range = "as it was trained"
     else:
         report = _load(network, path, state, record, allow_partial, inflation)
@@ -190,10 +200,11 @@ def resolve_weights(backbone: str, weights: str | os.PathLike[str]) -> tuple[Pat
         When there is no such record, it is for another backbone, or its file is not there.
     """
     name = str(weights)
-    if name in ("video", "image"):
-        record = default_record(backbone, image=name == "image")
+    if name in KINDS:
+        generated = name == "generated"
+        record = generated_record(backbone) if generated else default_record(backbone, image=name == "image")
         return find_weights(record), record
-    if any(record.name == name for record in RECORDS):
+    if any(record.name == name for record in all_records()):
         record = look_up_record(name)
         if record.backbone != backbone:
             raise InputError(f"weights {name} are for backbone {record.backbone!r}, not {backbone!r}")
@@ -204,7 +215,11 @@ def resolve_weights(backbone: str, weights: str | os.PathLike[str]) -> tuple[Pat
 
 
 def _load_own_checkpoint(
-    network: VideoClassifier, path: Path, state: Mapping[str, Tensor], allow_partial: Sequence[str]
+    network: VideoClassifier,
+    path: Path,
+    state: Mapping[str, Tensor],
+    record: WeightRecord | None,
+    allow_partial: Sequence[str],
 ) -> LoadReport:
     """Load backbone and input of a checkpoint of this package."""
     saved = read_description(state["_extra_state"])
@@ -214,14 +229,19 @@ def _load_own_checkpoint(
         how = saved["intensity"]
         raise InputError(f"{path}: was trained with intensity {how!r}; add --intensity {how}")
     backbone = look_up_backbone(network.backbone_name)
-    inner = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    inner = {
+        key.removeprefix("backbone."): value.float() if value.is_floating_point() else value  # some are kept in halves
+        for key, value in state.items()
+        if key.startswith("backbone.")
+    }
     grids = (backbone.grid(saved["clip_size"]), backbone.grid(network.clip_size))
     match = match_keys(inner, network.backbone.state_dict(), backbone, grids=grids, allow_partial=allow_partial)
     if match.report.wrong:
         raise InputError(f"{path}: does not fit; first: {match.report.wrong[0]}. backbone_options may differ")
     network.backbone.load_state_dict(match.tensors, strict=False)
     network.mean, network.std = saved["mean"], saved["std"]
-    return LoadReport(str(path), None, match.report)
+    made = read_pretraining(path).get("command")
+    return LoadReport(str(path), record, match.report, f"made by `{made}`" if made else "a checkpoint of this package")
 
 
 def _set_input(network: VideoClassifier, report: LoadReport, input_range: str) -> None:

@@ -54,13 +54,16 @@ def load_workflow(
     """
     configs = Path(bundle) / "configs"
     files = [configs / name for name in FILES[kind]]
+    if kind != "train" and has_workflow(bundle, "train") and not has_workflow(bundle, kind):
+        raise InputError(f"{bundle}: has no {files[-1].name}; it makes weights that others begin from (--weights)")
     missing = [str(file) for file in (*files, *map(Path, overlays)) if not Path(file).is_file()]
     if missing:
         raise InputError(f"{missing[0]}: no such file; name a bundle folder and overlay files")
     if (Path(bundle) / SUMS).is_file():
         require_trust(bundle)
     parser = _parse(files)
-    known = {name: _parse([configs / part for part in parts]) for name, parts in FILES.items()}
+    there = [name for name in FILES if has_workflow(bundle, name)]
+    known = {name: _parse([configs / part for part in FILES[name]]) for name in there}
     chosen: dict[str, Any] = {}
     for overlay in overlays:
         for identifier, value in _read_overlay(Path(overlay)).items():
@@ -85,6 +88,11 @@ def load_workflow(
         )
     finally:
         monai_logger.setLevel(level)
+
+
+def has_workflow(bundle: str | os.PathLike[str], kind: str) -> bool:
+    """Whether a bundle has that kind of workflow; those that only pre-train have neither evaluation nor inference."""
+    return all((Path(bundle) / "configs" / name).is_file() for name in FILES[kind])
 
 
 def _choose(chosen: dict[str, Any], identifier: str, value: Any) -> None:

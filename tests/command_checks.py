@@ -29,7 +29,7 @@ from cryo_monai.workflows import FILES, load_workflow
 
 # Verbs that take ids, with the workflow whose ids they are; embed takes two of its own, see `embed_with`.
 IDS = {"train": "train", "control": "train", "sweep": "train", "evaluate": "evaluate"}
-IDS |= {"classify": "inference", "explain": "inference", "embed": "inference"}
+IDS |= {"pretrain": "train", "classify": "inference", "explain": "inference", "embed": "inference"}
 MORE_IDS = {"embed": ("input_range", "inflation")}
 SIMULATIONS = ("simulate", "simulate_tomograms")
 BUNDLES = ("bundles/subtomogram_classification", "bundles/medmnist3d_classification")
@@ -93,7 +93,7 @@ def _check_verb(words: list[str], folder: Path, whole: bool) -> None:
 
 def _check_ids(name: str, arguments: dict[str, Any], folder: Path) -> None:
     ids = {key: value for key, value in arguments[""].items() if key not in MORE_IDS.get(name, ())}
-    bundle = arguments.get("bundle", "")
+    bundle = "bundles/generated_pretraining" if name == "pretrain" else arguments.get("bundle", "")
     bundles = [bundle] if (folder / bundle / "configs" / "train.json").is_file() else BUNDLES
     overlays = [folder / part for part in arguments.get("overlays", "").split(",") if (folder / part).is_file()]
     errors = []

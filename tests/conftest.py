@@ -22,6 +22,7 @@ BUNDLES = ROOT / "bundles"
 CONFIGS = ROOT / "configs"
 SUBTOMOGRAMS = BUNDLES / "subtomogram_classification"
 MEDMNIST = BUNDLES / "medmnist3d_classification"
+CLASSIFIERS = [MEDMNIST, SUBTOMOGRAMS]  # the third bundle makes weights, and classifies nothing
 
 # A network and schedule of seconds.
 TINY = {

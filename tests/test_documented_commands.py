@@ -40,6 +40,7 @@ SIMULATION = {"box": 16, "voxel_size": 20, "resolution": 40, "max_shift": 1, "ne
 SMALL: dict[str, dict[str, object]] = {
     "train": {**TINY, "max_epochs": 1, "report": False},
     "control": {**TINY, "max_epochs": 1},
+    "pretrain": {**TINY_INFERENCE, "clips_per_epoch": 16, "validation_clips": 8, "max_epochs": 1, "progress": False},
     "sweep": {"only": "dataset=isolated,seed=0", "max_epochs": 1, "batch_size": 4},
     "simulate": {"num_per_class": 3, **SIMULATION},
     "simulate_tomograms": {"num_tomograms": 1, "size": "32,64,64", "num_particles": 8, "tilt_step_deg": 20},

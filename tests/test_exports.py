@@ -20,7 +20,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES, ROOT, SUBTOMOGRAMS, TINY, TINY_INFERENCE
+from conftest import CLASSIFIERS, ROOT, SUBTOMOGRAMS, TINY, TINY_INFERENCE
 from torch import Tensor, nn
 
 from cryo_monai.__main__ import main
@@ -373,7 +373,7 @@ def bundle_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("bundle", sorted(BUNDLES.iterdir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("bundle", CLASSIFIERS, ids=lambda p: p.name)
 @pytest.mark.parametrize("verb", ["ckpt_export", "onnx_export"])
 def test_monais_own_verbs_export_either_bundle_from_any_directory(
     bundle: Path, verb: str, bundle_elsewhere: Path

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUNDLES, SUBTOMOGRAMS, TINY
+from conftest import CLASSIFIERS, SUBTOMOGRAMS, TINY
 
 from cryo_monai.packages import Release, package_run
 from cryo_monai.runs import train_bundle
@@ -61,7 +61,7 @@ def verify(zoo: Path, name: str) -> None:
         assert line in said
 
 
-@pytest.mark.parametrize("bundle", sorted(BUNDLES.iterdir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("bundle", CLASSIFIERS, ids=lambda p: p.name)
 def test_the_zoos_own_script_passes_a_bundle(bundle: Path, zoo: Path) -> None:
     """With random weights, which is all that a bundle without training has."""
     target = zoo / "models" / bundle.name

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BUNDLES, ROOT, SUBTOMOGRAMS, TINY
+from conftest import CLASSIFIERS, ROOT, SUBTOMOGRAMS, TINY
 from ignite.engine import Engine, Events
 from torch import nn
 
@@ -215,7 +215,7 @@ def test_bad_data_end_all_ranks_with_one_line(uneven: Path, tmp_path: Path) -> N
     assert names(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("bundle", sorted(BUNDLES.iterdir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("bundle", CLASSIFIERS, ids=lambda p: p.name)
 def test_the_overlay_fits_its_bundle(bundle: Path) -> None:
     overlay = bundle / "configs" / "multi_gpu_train.json"
     assert overlay.read_text() == OVERLAY.read_text()

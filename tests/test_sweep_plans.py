@@ -319,7 +319,7 @@ def test_sweeps_of_the_repository_name_ids_that_exist_and_quote_cells_that_they_
     sweep = read_sweep(file)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"any")
-    monkeypatch.setattr(TrialData, "counted", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell["dataset"]))
+    monkeypatch.setattr(TrialData, "counted", lambda _, cell, __: (dict.fromkeys(SPLITS, 100), cell.get("dataset", "")))
     planner = Planner(sweep, tmp_path / "out", data={"": dataset_dir}, ids={"weights": str(weights)})
     cells = planner.cells()
     assert len(planner.plan(cells)) >= len(cells)

@@ -115,6 +115,8 @@ BACKBONES: dict[str, Backbone] = {
     # Hara et al.; shortcut A is that of their first checkpoints of 18 and 34 layers, _b that of the later ones.
     "resnet18": _hara((2, 2, 2, 2), shortcut="A"),
     "resnet34": _hara((3, 4, 6, 3), shortcut="A"),
+    # A quarter as wide, for CPUs and few volumes; its weights are generated_weights/.
+    "resnet18_narrow": _hara((2, 2, 2, 2), shortcut="A", widths=(16, 32, 64, 128)),
     "resnet50": _hara((3, 4, 6, 3), block="bottleneck"),
     "resnet18_b": _hara((2, 2, 2, 2)),
     "resnet34_b": _hara((3, 4, 6, 3)),

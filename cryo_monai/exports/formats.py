@@ -68,7 +68,7 @@ FORMATS = {
     ),
     "safetensors": Format(
         ".safetensors",
-        ("safetensors",),
+        (),
         safetensors_files.write_safetensors,
         safetensors_files.open_safetensors,
         safetensors_files.read_safetensors_metadata,

@@ -97,14 +97,20 @@ class Assembly:
         """Mass of the whole assembly."""
         return sum(self.units_kda) * len(symmetry_rotations(self.symmetry))
 
-    def blobs(self) -> tuple[Array, Array]:
-        """Return centres `(n, 3)` in Å, ``(z, y, x)`` about the centre of mass, and masses `(n,)` in kDa."""
+    def blobs(self, blob_kda: float = BLOB_KDA) -> tuple[Array, Array]:
+        """Return centres `(n, 3)` in Å, ``(z, y, x)`` about the centre of mass, and masses `(n,)` in kDa.
+
+        Parameters
+        ----------
+        blob_kda : float
+            About the mass of a blob; a chain has three or more. Another mass makes another shape.
+        """
         rng = np.random.default_rng([20240618, self.seed])
         rotations = symmetry_rotations(self.symmetry)
         centres, masses = [], []
         inner = 0.0
         for unit_kda in self.units_kda:
-            chain = _chain(unit_kda, rng)
+            chain = _chain(unit_kda, blob_kda, rng)
             radius = _sphere_radius(unit_kda)
             position = _contact_position(rotations, radius, inner, rng)
             centres.append(np.einsum("gij,nj->gni", rotations, chain + position).reshape(-1, 3))
@@ -119,9 +125,9 @@ def _sphere_radius(mass_kda: float) -> float:
     return float((3 * mass_kda * ANGSTROM3_PER_KDA / (4 * np.pi)) ** (1 / 3))
 
 
-def _chain(mass_kda: float, rng: np.random.Generator) -> Array:
+def _chain(mass_kda: float, blob_kda: float, rng: np.random.Generator) -> Array:
     """Make a compact, irregular chain of blobs about the origin: `(n, 3)` in Å."""
-    count = max(3, round(mass_kda / BLOB_KDA))
+    count = max(3, round(mass_kda / blob_kda))
     # At this distance the densest packing of blobs is about as dense as protein.
     step = 2.0 * _sphere_radius(mass_kda / count)
     points = [np.zeros(3)]
@@ -171,7 +177,12 @@ ASSEMBLIES: tuple[Assembly, ...] = (
 
 
 def render_density(
-    centres: Tensor, masses: Tensor, *, box: tuple[int, int, int], voxel_size: float, resolution: float
+    centres: Tensor,
+    masses: Tensor,
+    *,
+    box: tuple[int, int, int],
+    voxel_size: float | Tensor,
+    resolution: float | Tensor,
 ) -> Tensor:
     """Sample blobs on a grid, without interpolation.
 
@@ -183,26 +194,33 @@ def render_density(
     centres : Tensor
         `(B, n, 3)` in Å from the box centre, ``(z, y, x)``.
     masses : Tensor
-        `(n,)` in kDa.
+        `(n,)` or `(B, n)` in kDa; blobs of mass 0 are none.
     box : tuple of int
         ``(z, y, x)`` voxels. The centre is voxel ``n // 2`` of each axis.
-    voxel_size, resolution : float
-        Å.
+    voxel_size : float or Tensor
+        Å; `(B, 3)` where boxes differ, or their voxels are no cubes.
+    resolution : float or Tensor
+        Å; `(B,)` where boxes differ.
 
     Returns
     -------
     Tensor
         `(B, z, y, x)` in kDa per voxel: it sums to the mass when the particle lies inside the box.
     """
+    edges = torch.as_tensor(voxel_size, dtype=centres.dtype, device=centres.device).expand(len(centres), 3)
+    low_pass = torch.as_tensor(resolution, dtype=centres.dtype, device=centres.device).reshape(-1, 1)
+    masses = masses.expand(len(centres), -1)
     sphere = (3 * masses * ANGSTROM3_PER_KDA / (4 * torch.pi)) ** (1 / 3)
-    sigma = torch.sqrt(sphere**2 / 5 + (0.225 * resolution) ** 2) / voxel_size
+    sigma = torch.sqrt(sphere**2 / 5 + (0.225 * low_pass) ** 2)
     profiles = []
     for axis, size in enumerate(box):
-        grid = torch.arange(size, dtype=centres.dtype, device=centres.device)
-        offset = grid - (centres[:, :, axis, None] / voxel_size + size // 2)
-        profiles.append(torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) / (sigma[:, None] * (2 * torch.pi) ** 0.5))
+        grid = (torch.arange(size, dtype=centres.dtype, device=centres.device) - size // 2) * edges[:, axis, None]
+        offset = (grid[..., None] - centres[:, None, :, axis]).div_(sigma[:, None])
+        # Beyond 7 sigma nothing is left; without the limit the products would be denormal numbers, which are slow.
+        profiles.append(offset.square_().mul_(-0.5).clamp_(min=-24.5).exp_())
     along_z, along_y, along_x = profiles
-    plane = (masses[:, None] * along_z).unsqueeze(-1) * along_y.unsqueeze(-2)
-    # plane: (B, n, z, y)
-    volume: Tensor = torch.matmul(plane.flatten(2).transpose(1, 2), along_x)
+    peaks = masses * edges.prod(1, keepdim=True) / ((2 * torch.pi) ** 1.5 * sigma**3)
+    # (B, z, y, n) times (B, n, x)
+    plane = (peaks[:, None] * along_z).unsqueeze(2) * along_y.unsqueeze(1)
+    volume: Tensor = torch.bmm(plane.flatten(1, 2), along_x.transpose(1, 2))
     return volume.reshape(len(centres), *box)

@@ -21,8 +21,9 @@ from cryo_monai.runs import PLACES
 from cryo_monai.sweeps.identities import WeightDigests, trial_key
 from cryo_monai.sweeps.outcomes import Cell, Value, named
 from cryo_monai.sweeps.sweep_files import Setting, Sweep
-from cryo_monai.sweeps.trial_data import DATASET, TrialData, about
-from cryo_monai.workflows import load_workflow
+from cryo_monai.sweeps.trial_data import DATASET, TrialData, about, network_of, refuse_other_network
+from cryo_monai.weight_records import KINDS
+from cryo_monai.workflows import has_workflow, load_workflow
 
 PRETRAINED = "pretrained"
 
@@ -48,7 +49,8 @@ class Trial:
     max_epochs : int
         That it trains for.
     volumes : float
-        Volumes that an epoch passes through the network, those without gradient counting a third: its cost.
+        Volumes or generated clips that an epoch passes through the network, those without gradient counting a third:
+        its cost.
     after : tuple of str
         Keys of trials that have to be done before.
     """
@@ -110,6 +112,7 @@ class Planner:
         self._evaluations: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._begun: list[str] = []
         self._pretrained: dict[str, Trial] = {}
+        self._networks: dict[str, dict[str, Any]] = {}
 
     def _refuse_axes(self, ids: Mapping[str, Any]) -> None:
         """Refuse ids that would make all values of an axis the same while tables still name them apart."""
@@ -167,8 +170,8 @@ class Planner:
         names = []
         for name in self._pretraining_of(settings):
             if name not in seen:
-                dataset, setting = self.sweep.pretrained[name]
-                names += [*self._datasets_of([self.sweep.base, setting], (*seen, name)), dataset]
+                dataset, before = self.sweep.settings_of(name)
+                names += [*self._datasets_of(before, (*seen, name)), *([] if dataset is None else [dataset])]
         return names
 
     def plan(self, cells: Sequence[Cell]) -> list[Trial]:
@@ -197,10 +200,11 @@ class Planner:
         bundle = next((setting.bundle for setting in reversed(settings) if setting.bundle), None)
         if bundle is None:
             raise InputError(f"{self.sweep.path}: no bundle for {named(cell)}")
+        if PRETRAINED not in cell and has_workflow(bundle, "train") and not has_workflow(bundle, "evaluate"):
+            raise InputError(f"{bundle}: scores nothing that a table could have; name it under {PRETRAINED!r}")
         overlays = tuple(str(overlay) for setting in settings for overlay in setting.overlays)
         ids = {name: value for setting in settings for name, value in setting.ids.items()}
-        given = {name: value for name, value in self.ids.items() if name != "weights"}
-        ids |= given
+        ids |= self._given(bundle, cell)
         place = self.data.place(cell, ids)
         if place is not None:
             ids["dataset_dir"] = str(place)
@@ -225,11 +229,15 @@ class Planner:
             fraction = parser.get_parsed_content("label_fraction") if "label_fraction" in parser else 1.0
             labelled_subset([], fraction)
             look_up_backbone(parser.get_parsed_content("backbone"))
+            network = network_of(parser)
+            if before:
+                refuse_other_network(network, self._networks[self._pretraining(before[0]).key], before[0])
             epochs = parser.get_parsed_content("max_epochs")
             if not isinstance(epochs, int) or epochs < 1:
                 raise InputError(f"max_epochs: {epochs!r} is not a whole number of 1 or more")
         evaluation = self._evaluation(bundle, overlays)
         key = trial_key(bundle, configuration, evaluation, data=data, weights=weights)
+        self._networks[key] = network
         labelled = counts["training"] * fraction
         return Trial(
             key=key,
@@ -242,6 +250,14 @@ class Planner:
             volumes=labelled + counts["validation"] / 3,
             after=(self._pretraining(before[0]).key,) if before else (),
         )
+
+    def _given(self, bundle: Path, cell: Cell) -> dict[str, Any]:
+        """Return the ids that are given for all trials; what the bundle of a pre-training has not is passed over."""
+        given = {name: value for name, value in self.ids.items() if name != "weights"}
+        if PRETRAINED not in cell or not given:
+            return given
+        parser = self._parser(bundle, (), {}, cell)
+        return {name: value for name, value in given.items() if name in parser}
 
     def changed(self, cell: Cell, ids: Mapping[str, Any]) -> Trial:
         """Make the trial of a cell with further ids, which go before those of the sweep."""
@@ -259,7 +275,9 @@ class Planner:
             return load_workflow(bundle, "train", overlays=overlays, overrides=ids).parser
 
     def _evaluation(self, bundle: Path, overlays: tuple[str, ...]) -> dict[str, Any]:
-        """Return the configuration that a bundle is evaluated with."""
+        """Return the configuration that a bundle is evaluated with; nothing where it has no evaluation."""
+        if not has_workflow(bundle, "evaluate"):
+            return {}
         if (bundle, overlays) not in self._evaluations:
             parser = load_workflow(bundle, "evaluate", overlays=overlays).parser
             self._evaluations[bundle, overlays] = copy.deepcopy(parser.get())
@@ -280,9 +298,9 @@ class Planner:
             if name in self._begun:
                 raise InputError(f"{self.sweep.path}: pre-training {name!r} begins from itself")
             self._begun.append(name)
-            dataset, setting = self.sweep.pretrained[name]
-            cell = {PRETRAINED: name, DATASET: dataset}
-            self._pretrained[name] = self.trial(cell, [self.sweep.base, setting])
+            dataset, settings = self.sweep.settings_of(name)
+            cell = {PRETRAINED: name} if dataset is None else {PRETRAINED: name, DATASET: dataset}
+            self._pretrained[name] = self.trial(cell, settings)
         return self._pretrained[name]
 
 
@@ -297,8 +315,9 @@ def _same(text: str, value: Value) -> bool:
 
 
 def _absolute(value: Any) -> Any:
-    """Make a path that exists independent of the working directory."""
-    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+    """Make a path that exists independent of the working directory; "video" and the like are no paths."""
+    is_path = isinstance(value, str) and value not in ("", *KINDS) and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
 
 
 def _matches(cell: Cell, condition: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from cryo_monai.errors import InputError
 from cryo_monai.files import atomic_write_text
 from cryo_monai.runs import PLACES
 from cryo_monai.sweeps.outcomes import Value
+from cryo_monai.weight_records import KINDS
 
 KEYS = (
     "title",
@@ -72,7 +73,9 @@ class Sweep:
     data : dict
         Data set to how it is simulated: the arguments of ``cryo-monai simulate``.
     pretrained : dict
-        Name to a training whose best weights trials may begin from, as ``"weights": "pretrained:NAME"``.
+        Name to a training whose best weights trials may begin from, as ``"weights": "pretrained:NAME"``: its data set
+        and its setting. One with a bundle of its own takes nothing over from ``base``, and has no data set when it
+        names none: such a bundle generates what it trains on.
     content : dict
         The JSON, for those who read tables' titles and published numbers from it.
     """
@@ -82,8 +85,13 @@ class Sweep:
     axes: dict[str, list[Setting]]
     leave_out: tuple[dict[str, Any], ...]
     data: dict[str, dict[str, Any]]
-    pretrained: dict[str, tuple[str, Setting]]
+    pretrained: dict[str, tuple[str | None, Setting]]
     content: dict[str, Any]
+
+    def settings_of(self, name: str) -> tuple[str | None, list[Setting]]:
+        """Return the data set of a pre-training, if it has one, and what it is set to, later ones going first."""
+        dataset, setting = self.pretrained[name]
+        return dataset, [setting] if setting.bundle else [self.base, setting]
 
     def described(self) -> dict[str, Any]:
         """Return the JSON with ``axes`` as lists of names, which is what tables and pages are made of."""
@@ -157,8 +165,9 @@ class _Reader:
         return found
 
     def beside(self, value: Any) -> Any:
-        """Make a path absolute that exists beside the file."""
-        found = self.file.parent.resolve() / value if isinstance(value, str) and value else None
+        """Make a path absolute that exists beside the file; "video" and the like are no paths."""
+        is_path = isinstance(value, str) and value not in ("", *KINDS)
+        found = self.file.parent.resolve() / value if is_path else None
         return str(found) if found is not None and found.exists() else value
 
     def axis(self, axis: str, values: Any) -> list[Setting]:
@@ -217,15 +226,18 @@ class _Reader:
             raise InputError(f"{self.file}: {place}: {option}: give a text or a number")
         return value if isinstance(value, bool) or option == "num_per_class" else str(value)
 
-    def pretrained(self, content: Any) -> dict[str, tuple[str, Setting]]:
+    def pretrained(self, content: Any) -> dict[str, tuple[str | None, Setting]]:
         if not isinstance(content, dict):
             raise InputError(f"{self.file}: 'pretrained' is not an object")
-        found = {}
+        found: dict[str, tuple[str | None, Setting]] = {}
         for name, entry in content.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get("dataset"), str):
-                raise InputError(f"{self.file}: pretrained: {name}: name its 'dataset'")
+            dataset = entry.get("dataset") if isinstance(entry, dict) else None
+            generates = isinstance(entry, dict) and "bundle" in entry and "dataset" not in entry
+            if not (isinstance(dataset, str) or generates):
+                hint = "name its 'dataset', or a 'bundle' that generates what it trains on"
+                raise InputError(f"{self.file}: pretrained: {name}: {hint}")
             setting = {key: value for key, value in entry.items() if key != "dataset"}
-            found[name] = (entry["dataset"], self.setting("pretrained", name, setting))
+            found[name] = (dataset, self.setting("pretrained", name, setting))
         return found
 
 

@@ -18,6 +18,7 @@ from cryo_monai.sweeps.outcomes import Cell, named
 from cryo_monai.sweeps.sweep_files import Sweep
 
 DATASET = "dataset"
+GENERATED = "generated"
 
 
 class TrialData:
@@ -51,7 +52,8 @@ class TrialData:
         known = [str(value.name) for value in self.sweep.axes.get(DATASET, [])]
         if "" in self.given and not known:
             raise InputError(f"{self.sweep.path}: has no axis {DATASET!r}; give --dataset_dir instead of --data DIR")
-        known = list(dict.fromkeys([*known, *(dataset for dataset, _ in self.sweep.pretrained.values())]))
+        of_pretraining = [dataset for dataset, _ in self.sweep.pretrained.values() if dataset is not None]
+        known = list(dict.fromkeys([*known, *of_pretraining]))
         for name in self.given:
             if not known:
                 raise InputError(f"{self.sweep.path}: has no axis {DATASET!r}; give --dataset_dir instead of --data")
@@ -76,7 +78,13 @@ class TrialData:
         return place
 
     def counted(self, cell: Cell, parser: ConfigParser) -> tuple[dict[str, int], str]:
-        """Check the data of a trial, count them by split, and digest them."""
+        """Check the data of a trial, count them by split, and digest them; what is generated has no digest."""
+        if "datalist" not in parser:
+            return {
+                "training": int(parser.get_parsed_content("clips_per_epoch")),
+                "validation": 0,
+                "test": 0,
+            }, GENERATED
         place = Path(parser.get_parsed_content("dataset_dir"))
         options = ("dataset_name", "dataset_size", "num_classes", "split", "split_by", "permissive", "nan")
         key = (str(place), *(str(parser.get(name)) for name in options))
@@ -89,6 +97,23 @@ class TrialData:
             size = parser.get_parsed_content("dataset_size")
             place = place / (parser.get_parsed_content("dataset_name") + ("" if size == 28 else f"_{size}") + ".npz")
         return self._checked[key], self._digests.of(place)
+
+
+def network_of(parser: ConfigParser) -> dict[str, Any]:
+    """Return the ids by which `initialise` refuses a checkpoint of another training, with their values."""
+    return {name: parser.get_parsed_content(name) for name in ("backbone", "intensity") if name in parser}
+
+
+def refuse_other_network(network: Mapping[str, Any], pretrained: Mapping[str, Any], name: str) -> None:
+    """Refuse to begin from a pre-training of another network, hours before its weights would be refused.
+
+    Raises
+    ------
+    InputError
+    """
+    for key, value in network.items():
+        if value != pretrained.get(key, value):
+            raise InputError(f"{key} {value!r}: pre-training {name!r} has {pretrained[key]!r}")
 
 
 @contextmanager

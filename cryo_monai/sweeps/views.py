@@ -14,6 +14,7 @@ from cryo_monai.sweeps.outcomes import Outcome, named
 from cryo_monai.sweeps.plans import Trial
 from cryo_monai.sweeps.trials import outcome_of
 
+_SHOWN = ("accuracy", "auc", "validation")
 _UP, _CLEAR = "\x1b[{}F", "\x1b[J"
 
 
@@ -60,7 +61,7 @@ class SweepView:
                 continue
             found = self.outcomes[trial.key] = outcome_of(trial)
             if found.state == "done":
-                self._scores[trial.key] = _read(trial, "evaluation.json")
+                self._scores[trial.key] = _read(trial, "evaluation.json") or _validation(trial)
             if before is not None and before.state != found.state and not self.live:
                 self._print(self._event(trial, found))
         if self.live:
@@ -117,7 +118,7 @@ class SweepView:
         lines = []
         for name, members in groups.items():
             scores = [self._scores[trial.key] for trial in members if trial.key in self._scores]
-            means = _score({key: _mean(scores, key) for key in ("accuracy", "auc")}) if scores else ""
+            means = _score({key: _mean(scores, key) for key in _SHOWN}) if scores else ""
             failed = sum(self.outcomes[trial.key].state == "failed" for trial in members)
             note = f"  {failed} failed" if failed else ""
             lines.append(f"{name:{width}}  {len(scores)}/{len(members)}  {means}{note}".rstrip())
@@ -161,6 +162,11 @@ def _history(trial: Trial) -> list[dict[str, Any]]:
     return list(_read(trial, "metrics.json").get("history", []))
 
 
+def _validation(trial: Trial) -> dict[str, Any]:
+    """Return the score of a training that has no test split, as those on generated clips."""
+    return {"validation": (_read(trial, "metrics.json").get("best") or {}).get("key_metric")}
+
+
 def _mean(scores: Sequence[Mapping[str, Any]], key: str) -> float | None:
     values = [score[key] for score in scores if score.get(key) is not None]
     return sum(values) / len(values) if values else None
@@ -170,6 +176,7 @@ def _score(numbers: Mapping[str, Any]) -> str:
     accuracy, auc = numbers.get("accuracy"), numbers.get("auc")
     parts = [f"accuracy {100 * accuracy:.2f} %"] if accuracy is not None else []
     parts += [f"AUC {auc:.4f}"] if auc is not None else []
+    parts += [f"validation {numbers['validation']:.3f}"] if numbers.get("validation") is not None else []
     return ", ".join(parts)
 
 
