@@ -267,9 +267,7 @@ RECORDS: tuple[WeightRecord, ...] = (
 )
 
 # Made by `cryo-monai pretrain`; files without a URL lie in generated_weights/ beside this one.
-GENERATED: tuple[WeightRecord, ...] = (
-    # PLACE OF THE SHIPPED WEIGHTS: _generated("resnet18_narrow", "both", (D, H, W), CLASSES, MEBIBYTES),
-)
+GENERATED: tuple[WeightRecord, ...] = (_generated("resnet18_narrow", "assemblies", (16, 16, 16), 64, 3.985),)
 
 
 def all_records() -> tuple[WeightRecord, ...]:
