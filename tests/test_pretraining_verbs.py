@@ -410,12 +410,15 @@ def test_a_folder_called_generated_is_not_taken_for_weights(
     assert "rb3d" in capsys.readouterr().err
 
 
-def test_the_documented_commands_run(dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of docs/backbones.md, at a small size."""
+@pytest.mark.parametrize("page", ["docs/backbones.md", "docs/initialisation.md"])
+def test_the_documented_commands_run(
+    page: str, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of these pages, at a small size."""
     monkeypatch.chdir(tmp_path)
     for name in ("bundles", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (block,) = [b for b in blocks_of("docs/backbones.md") if b.test == "tests/test_pretraining_verbs.py"]
+    (block,) = [b for b in blocks_of(page) if b.test == "tests/test_pretraining_verbs.py"]
     for command in block.commands:
         words = [{"BUNDLE": str(SUBTOMOGRAMS), "DATA": str(dataset_dir)}.get(word, word) for word in command.words[1:]]
         if words[0] == "pretrain":
@@ -423,5 +426,8 @@ def test_the_documented_commands_run(dataset_dir: Path, tmp_path: Path, monkeypa
         elif words[0] == "train":
             words += ["--report", "False", *flags_for({**TINY, "max_epochs": 1, "num_classes": 3})]
         assert main(words) == 0, command.text
+    assert (tmp_path / "runs" / "both" / "weights.safetensors").is_file()
+    if page != "docs/backbones.md":
+        return
     begun = json.loads((tmp_path / "RUN" / "run.json").read_text())["initialisation"]
     assert begun["sha256"] == note_of(tmp_path / "runs" / "both")["sha256"]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, SUBTOMOGRAMS
+from conftest import CONFIGS, ROOT
+from documented_pages import blocks_of
 from safetensors import safe_open
 
+from cryo_monai.__main__ import main
 from cryo_monai.backbones import look_up_backbone
 from cryo_monai.downloads import find_weights, pinned_hash
 from cryo_monai.fetching import sha256_of
@@ -15,7 +17,6 @@ from cryo_monai.networks import VideoClassifier
 from cryo_monai.weight_files import read_state
 from cryo_monai.weight_records import GENERATED, WeightRecord
 from cryo_monai.weights import initialise
-from cryo_monai.workflows import load_workflow
 
 SHIPPED = [record for record in GENERATED if not record.url]
 
@@ -63,9 +64,18 @@ def test_every_tensor_of_the_backbone_comes_from_the_file(record: WeightRecord) 
     assert look_up_backbone(record.backbone).arguments["layers"] == (2, 2, 2, 2)
 
 
-def test_the_overlay_needs_nothing_else(tmp_path: Path, dataset_dir: Path) -> None:
-    overlay = CONFIGS / "initialisation" / "generated.json"
-    ids = {"dataset_dir": str(dataset_dir), "num_classes": 3, "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
-    workflow = load_workflow(SUBTOMOGRAMS, "train", overlays=[overlay], overrides={**ids, "progress": False})
-    workflow.initialize()
-    assert workflow.parser.get_parsed_content("network").initialisation["record"] in [r.name for r in SHIPPED]
+def test_the_documented_commands_run_without_a_connection(
+    tmp_path: Path, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bundles", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (block,) = [b for b in blocks_of("docs/initialisation.md") if b.test == "tests/test_shipped_weights.py"]
+    for command in block.commands:
+        words = [str(dataset_dir) if word == "particles" else word for word in command.words[1:]]
+        if words[0] == "train":  # the network and its weights stay as they are
+            words += ["--max_epochs", "1", "--clip_size", "[16,16,16]", "--progress", "False", "--report", "False"]
+        assert main(words) == 0, command.text
+    begun = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())["initialisation"]
+    assert begun["record"] in [record.name for record in SHIPPED]
+    assert "cryo-monai pretrain" in capsys.readouterr().out
