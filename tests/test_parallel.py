@@ -193,9 +193,8 @@ def test_two_ranks_go_on_where_one_process_stopped_and_survive_the_loss_of_one(u
         process.wait(timeout=60)
     assert time.monotonic() - start < 30
     assert process.returncode == 1
-    # Where torchrun ends the other rank before that notices, torchrun alone reports what happened.
-    assert all("another rank is gone, killed or out of memory; go on with --resume True" in line for line in told(log))
-    assert told(log) or "SIGKILL" in log.read_text()
+    (line,) = told(log)
+    assert "another rank is gone, killed or out of memory; go on with --resume True" in line
     epochs = load_verified(run_dir / "models" / "last.pt")["iteration"] // 2 + 1
     assert len(history(run_dir)) <= epochs  # at most the epoch in flight is lost
     train_alone(uneven, run_dir, resume=True, max_epochs=epochs)
