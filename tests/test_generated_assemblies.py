@@ -1,7 +1,9 @@
 """Generated assemblies: what they are, how they lie, that they are none of the targets; and what is learnt of them."""
 
 import math
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,23 +286,66 @@ def test_accuracies_are_those_of_each_task() -> None:
         OwnTask(clips, "films")
 
 
+class Numbers:
+    """Returns the numbers that clips would be made of, twice."""
+
+    def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
+        return numbers, -numbers
+
+
+def loader(count: int, **options: Any) -> GeneratedBatches:
+    numbers = ClipNumbers(Numbers(), count)  # type: ignore[arg-type]
+    return GeneratedBatches(numbers, 8, **options)
+
+
 def test_epochs_have_clips_of_their_own_and_none_are_those_held_out() -> None:
-    class Numbers:
-        """Returns the numbers that clips would be made of."""
-
-        def generate(self, numbers: Tensor, device: str) -> Tensor:
-            return numbers
-
-    training = GeneratedBatches(Numbers(), 100)  # type: ignore[arg-type]
-    held_out = GeneratedBatches(Numbers(), 30, held_out=True)  # type: ignore[arg-type]
+    training, held_out = loader(12), loader(7, held_out=True)
     seen: list[int] = []
     for epoch in (1, 2, 3, 1000):
         for batches in (training, held_out):
             batches.set_epoch(epoch)
-        seen += training({"index": torch.arange(100)}, "cpu").tolist()
-        assert held_out({"index": torch.arange(30)}, "cpu").tolist() == list(range(HELD_OUT, HELD_OUT + 30))
-    assert len(set(seen)) == 400
+        seen += torch.cat([batch["image"] for batch in training]).tolist()
+        kept = torch.cat([batch["image"] for batch in held_out])
+        assert kept.tolist() == list(range(HELD_OUT, HELD_OUT + 7))
+    assert len(set(seen)) == 48
     assert 0 <= min(seen) < max(seen) < HELD_OUT
+
+
+def test_batches_come_in_the_order_of_the_sampler() -> None:
+    order = [5, 1, 4, 0, 2, 3, 9, 8, 7, 6, 11]
+    batches = loader(12, sampler=order)
+    assert len(batches) == 2
+    assert [batch["image"].tolist() for batch in batches] == [order[:8], order[8:]]
+    assert [batch["label"].tolist() for batch in loader(12, sampler=order, drop_last=True)] == [[-n for n in order[:8]]]
+
+
+def test_a_batch_is_made_while_the_one_before_is_in_use() -> None:
+    made = threading.Semaphore(0)
+
+    class Told(Numbers):
+        def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
+            assert threading.current_thread() is not threading.main_thread()
+            made.release()
+            return numbers, numbers
+
+    batches = iter(GeneratedBatches(ClipNumbers(Told(), 24), 8))  # type: ignore[arg-type]
+    next(batches)
+    assert made.acquire(timeout=60)
+    assert made.acquire(timeout=60)  # the second, which nobody has asked for
+    assert len(list(batches)) == 2
+
+
+def test_what_goes_wrong_while_a_batch_is_made_is_raised_where_it_is_wanted() -> None:
+    class Unlucky(Numbers):
+        def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
+            if 13 in numbers:
+                raise InputError("an unlucky clip")
+            return numbers, numbers
+
+    batches = iter(GeneratedBatches(ClipNumbers(Unlucky(), 24), 8))  # type: ignore[arg-type]
+    assert next(batches)["image"].tolist() == list(range(8))
+    with pytest.raises(InputError, match="unlucky"):
+        next(batches)
 
 
 def test_an_epoch_is_numbers_and_says_what_they_stand_for() -> None:

@@ -1,13 +1,14 @@
-"""Generated clips as MONAI's trainers want them: a data set of numbers, and what turns a batch of them into clips."""
+"""Generated clips as MONAI's engines want them: a data set of numbers, and a loader that makes clips of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from cryo_monai.errors import InputError
 from cryo_monai.generation.generator import ClipGenerator
@@ -51,52 +52,62 @@ class ClipNumbers(Dataset[dict[str, int]]):
         return self.clips.description() | {"clips_per_epoch": self.count}
 
 
-class GeneratedBatches:
-    """Make the clips of a batch on the device: a ``prepare_batch`` for MONAI's trainers and evaluators.
+class GeneratedBatches(DataLoader[Any]):
+    """A loader whose batches are made on the device, each by a thread while the one before it is in use.
 
     Parameters
     ----------
-    clips : ClipGenerator
-        Makes them.
-    count : int
-        Clips of an epoch: every epoch has others. Set by `EpochStart`.
+    dataset : ClipNumbers
+        The clips of an epoch. Every epoch makes others of them; set by `EpochStart`.
+    batch_size : int
+        Clips of a batch.
+    device : torch.device
+        Where they are made.
+    sampler : iterable, optional
+        Order of the numbers; None takes them as they come.
+    drop_last : bool
+        Leave a last batch out that is not full.
     held_out : bool
         For validation: the same clips whatever the epoch, which training never sees.
+
+    Yields
+    ------
+    dict
+        ``image`` and ``label``: clips and targets of `ClipGenerator.generate`.
     """
 
-    def __init__(self, clips: ClipGenerator, count: int, *, held_out: bool = False) -> None:
-        self.clips = clips
-        self.count = count
-        self.first = HELD_OUT if held_out else 0
+    def __init__(
+        self,
+        dataset: ClipNumbers,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        sampler: Iterable[int] | None = None,
+        drop_last: bool = False,
+        held_out: bool = False,
+    ) -> None:
+        self.clips = dataset.clips
+        self.count = dataset.count
+        self.device = device
         self.held_out = held_out
         self.epoch = 1
+        super().__init__(
+            dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, collate_fn=self._make, num_workers=0
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Make other clips from now on, unless they are held out."""
         self.epoch = epoch
 
-    def __call__(
-        self,
-        batchdata: Mapping[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Make a batch.
+    def _make(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
+        first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
+        clips, targets = self.clips.generate(torch.tensor([item["index"] for item in items]) + first, self.device)
+        return {"image": clips, "label": targets}
 
-        Parameters
-        ----------
-        batchdata : mapping
-            ``index`` `(B,)`.
-        device : torch.device
-            Where the network is.
-        non_blocking, kwargs
-            Not used.
-
-        Returns
-        -------
-        tuple
-            Clips and targets, see `ClipGenerator.generate`.
-        """
-        first = self.first if self.held_out else (self.epoch - 1) * self.count
-        return self.clips.generate(batchdata["index"].long().cpu() + first, device or "cpu")
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        batches = super().__iter__()
+        with ThreadPoolExecutor(1, "clips") as thread:
+            coming = thread.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(next, batches, None)
+                yield batch
