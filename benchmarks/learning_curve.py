@@ -1,4 +1,4 @@
-"""How hard the simulated data are: accuracy of the quick-start network against training volumes and SNR.
+"""How hard the simulated data are: accuracy of the quick-start network, from random weights, by volumes and SNR.
 
     python benchmarks/learning_curve.py runs/learning_curve --structure_dir FOLDER
 
@@ -55,7 +55,7 @@ def _train(data: Path, run: Path, per_class: int, num_classes: int) -> None:
         _call("train", "bundles/subtomogram_classification", str(run), "--resume")
     else:
         options = [part for key, value in flags.items() for part in (f"--{key}", json.dumps(value))]
-        overlays = ["--overlays", "configs/quickstart.json", "--dataset_dir", str(datalist)]
+        overlays = ["--overlays", "configs/quickstart.json", "--weights", "None", "--dataset_dir", str(datalist)]
         _call("train", "bundles/subtomogram_classification", str(run), *overlays, *options)
     _call("evaluate", str(run))
 

@@ -1,13 +1,14 @@
 """What generating clips costs beside training on them, and what the bundle's loop adds to a bare step.
 
-    python benchmarks/pretraining.py [--iterations 30] [--batch_size 64] [--device cpu] [--tasks both,motion]
+    python benchmarks/pretraining.py [--turns 20] [--batch_size 32] [--clip_size 16,16,16]
+        [--tasks both,motion] [--device cpu]
 
-For every task of configs/pretraining, three things are interleaved, iteration by iteration, so that a drifting machine
-slows them alike; ratios are of medians:
+For every task of configs/pretraining, three things take turns of eight batches each, so that a drifting machine slows
+them alike; ratios are of medians:
 
 - the bundle's own training loop: clips generated, forward, backward, optimiser, metrics;
 - a bare step: forward, backward and optimiser of a network as the bundle's, on clips that are there already;
-- the generator alone: the next clips of the same batch size.
+- the generator alone: clips of as many other batches, made as the loop makes them.
 
 `generator_over_step` is generator / bare step, `loop_over_bare` the loop's clips/s over the bare step's. Writes
 benchmarks/results/pretraining-DEVICE.json.
@@ -34,18 +35,19 @@ from cryo_monai.workflows import load_workflow
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "generated_pretraining"
-WARM_UP = 3
-FIRST = 1 << 30  # number of a clip that the loop does not reach
+TURN = 8  # batches
+FIRST = 1 << 24  # epoch whose clips the loop does not reach
 Seconds = dict[str, list[float]]
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, until the device has done it."""
+    """Seconds that a call takes, of a turn of them, until the device has done them."""
     start = time.perf_counter()
-    call()
+    for _ in range(TURN):
+        call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / TURN
 
 
 def loaded(task: Path, folder: str, device: torch.device, ids: dict[str, Any]) -> Any:
@@ -62,7 +64,7 @@ def bare_step(parser: Any, batch_size: int, device: torch.device) -> Callable[[]
     network = parser.get_parsed_content("network_def", instantiate=True).to(device).train()
     loss = parser.get_parsed_content("loss")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
-    made, targets = clips.generate(torch.arange(batch_size) + FIRST, device)
+    made, targets = clips.generate(torch.arange(batch_size), device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -72,54 +74,62 @@ def bare_step(parser: Any, batch_size: int, device: torch.device) -> Callable[[]
     return step
 
 
-def measure(task: Path, iterations: int, device: torch.device, ids: dict[str, Any]) -> Seconds:
-    """Seconds per iteration of loop, bare step and generator."""
+def measure(task: Path, turns: int, device: torch.device, ids: dict[str, Any]) -> Seconds:
+    """Seconds per batch of loop, bare step and generator, of every turn."""
     seconds: Seconds = {"loop": [], "bare": [], "generator": []}
     with tempfile.TemporaryDirectory() as folder:
         workflow = loaded(task, f"{folder}/run", device, ids)
         other = loaded(task, f"{folder}/other", device, ids)  # a network of its own
-        parser, batch_size = workflow.parser, workflow.parser["batch_size"]
-        trainer, clips = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("clips")
-        bare = bare_step(other.parser, batch_size, device)
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        bare = bare_step(other.parser, workflow.parser["batch_size"], device)
+        batches = other.parser.get_parsed_content("train#dataloader")
+        batches.set_epoch(FIRST)
         clock = {"start": 0.0}
 
         def others(engine: Engine) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            times = {"loop": time.perf_counter() - clock["start"]}
+            times = {"loop": (time.perf_counter() - clock["start"]) / TURN}
             times["bare"] = timed(bare, device)
-            numbers = torch.arange(batch_size) + FIRST + engine.state.iteration * batch_size
-            times["generator"] = timed(lambda: clips.generate(numbers, device), device)
-            # Validation and checkpoints come between the last iteration of an epoch and the first of the next.
-            if engine.state.iteration > WARM_UP and engine.state.iteration % engine.state.epoch_length != 1:
+            # An iterator for every turn: what a turn makes at once stays within it, as in the loop.
+            made = iter(batches)
+            times["generator"] = timed(lambda: next(made), device)
+            # The first turn of an epoch comes after validation and checkpoints, and the very first one warms up.
+            if engine.state.iteration % engine.state.epoch_length != TURN:
                 for name, value in times.items():
                     seconds[name].append(value)
-            if len(seconds["loop"]) >= iterations:
+            if len(seconds["loop"]) >= turns:
                 engine.terminate()
             clock["start"] = time.perf_counter()
 
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, others)
-        clock["start"] = time.perf_counter()
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=TURN), others)
         workflow.run()
     return seconds
 
 
 def main(
-    iterations: int = 30, batch_size: int = 64, device: str = "", tasks: str = "", backbone: str = "", output: str = ""
+    turns: int = 20,
+    batch_size: int = 32,
+    device: str = "",
+    tasks: str = "",
+    backbone: str = "",
+    clip_size: tuple[int, ...] = (),
+    output: str = "",
 ) -> None:
     """Run the benchmark and write its JSON."""
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     keep_freed_memory(target)
     # Without the warm-up of the recipe, during which clips are degraded less.
-    ids: dict[str, Any] = {"batch_size": batch_size, "clips_per_epoch": 8 * batch_size, "warm_up": 0}
+    ids: dict[str, Any] = {"batch_size": batch_size, "clips_per_epoch": 8 * TURN * batch_size, "warm_up": 0}
     ids |= {"validation_clips": batch_size, "max_epochs": 10**6} | ({"backbone": backbone} if backbone else {})
+    ids |= {"clip_size": list(clip_size)} if clip_size else {}
     wanted = tasks.split(",") if isinstance(tasks, str) and tasks else list(tasks)
     files = sorted((ROOT / "configs" / "pretraining").glob("*.json"))
     result: dict[str, Any] = {"machine": machine(target), "settings": {}, "tasks": {}}
     for file in files:
         if wanted and file.stem not in wanted:
             continue
-        seconds = measure(file, iterations, target, ids)
+        seconds = measure(file, turns, target, ids)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         result["tasks"][file.stem] = {
             "seconds_per_batch": {
@@ -135,7 +145,7 @@ def main(
         print(file.stem, result["tasks"][file.stem]["ratios"], file=sys.stderr, flush=True)
     configured = load_workflow(BUNDLE, "train", overrides=ids).parser
     result["settings"] = {key: configured[key] for key in ("backbone", "clip_size", "batch_size")} | {
-        "iterations": iterations,
+        "turns": turns,
         "precision": "bfloat16" if has_fast_bfloat16(target) else "float32",
     }
     every = [task["ratios"] for task in result["tasks"].values()]

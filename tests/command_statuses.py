@@ -15,6 +15,7 @@ DESCRIBED = {
     "search.json": "days of two cores, half an hour of a GPU; tests/test_search_settings.py reads it",
     "initialisation.json": "hours of two cores; tests/test_sweep_plans.py plans it",
     "pretraining_scale.json": "hours of two cores; tests/test_sweep_plans.py plans it",
+    "initialisation_resnet34.json": "hours of a GPU; tests/test_sweep_plans.py plans it",
     "quick.json": "docs/sweeps.md runs it with one worker",
     "weights fetch": "a download; tests/test_downloads.py fetches from a server of its own",
 }

@@ -1,7 +1,6 @@
 """Generated assemblies: what they are, how they lie, that they are none of the targets; and what is learnt of them."""
 
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +288,13 @@ def test_accuracies_are_those_of_each_task() -> None:
 class Numbers:
     """Returns the numbers that clips would be made of, twice."""
 
+    at_once = 20
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
     def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
+        self.made.append(len(numbers))
         return numbers, -numbers
 
 
@@ -299,53 +304,33 @@ def loader(count: int, **options: Any) -> GeneratedBatches:
 
 
 def test_epochs_have_clips_of_their_own_and_none_are_those_held_out() -> None:
-    training, held_out = loader(12), loader(7, held_out=True)
+    training, held_out = loader(100), loader(30, held_out=True)
     seen: list[int] = []
     for epoch in (1, 2, 3, 1000):
         for batches in (training, held_out):
             batches.set_epoch(epoch)
         seen += torch.cat([batch["image"] for batch in training]).tolist()
         kept = torch.cat([batch["image"] for batch in held_out])
-        assert kept.tolist() == list(range(HELD_OUT, HELD_OUT + 7))
-    assert len(set(seen)) == 48
+        assert kept.tolist() == list(range(HELD_OUT, HELD_OUT + 30))
+    assert len(set(seen)) == 400
     assert 0 <= min(seen) < max(seen) < HELD_OUT
 
 
-def test_batches_come_in_the_order_of_the_sampler() -> None:
-    order = [5, 1, 4, 0, 2, 3, 9, 8, 7, 6, 11]
-    batches = loader(12, sampler=order)
-    assert len(batches) == 2
-    assert [batch["image"].tolist() for batch in batches] == [order[:8], order[8:]]
-    assert [batch["label"].tolist() for batch in loader(12, sampler=order, drop_last=True)] == [[-n for n in order[:8]]]
+def test_batches_come_in_the_order_of_the_sampler_and_some_are_made_at_once() -> None:
+    order = list(range(43, 0, -1))
+    batches = loader(44, sampler=order)
+    assert len(batches) == 6
+    seen = list(batches)
+    assert [batch["image"].tolist() for batch in seen] == [order[first : first + 8] for first in range(0, 43, 8)]
+    assert torch.equal(torch.cat([batch["label"] for batch in seen]), -torch.tensor(order))
+    assert batches.clips.made == [16, 16, 11]  # type: ignore[attr-defined]
+    whole = loader(44, sampler=order, drop_last=True)
+    assert [len(batch["image"]) for batch in whole] == [8] * 5
 
 
-def test_a_batch_is_made_while_the_one_before_is_in_use() -> None:
-    made = threading.Semaphore(0)
-
-    class Told(Numbers):
-        def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
-            assert threading.current_thread() is not threading.main_thread()
-            made.release()
-            return numbers, numbers
-
-    batches = iter(GeneratedBatches(ClipNumbers(Told(), 24), 8))  # type: ignore[arg-type]
-    next(batches)
-    assert made.acquire(timeout=60)
-    assert made.acquire(timeout=60)  # the second, which nobody has asked for
-    assert len(list(batches)) == 2
-
-
-def test_what_goes_wrong_while_a_batch_is_made_is_raised_where_it_is_wanted() -> None:
-    class Unlucky(Numbers):
-        def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
-            if 13 in numbers:
-                raise InputError("an unlucky clip")
-            return numbers, numbers
-
-    batches = iter(GeneratedBatches(ClipNumbers(Unlucky(), 24), 8))  # type: ignore[arg-type]
-    assert next(batches)["image"].tolist() == list(range(8))
-    with pytest.raises(InputError, match="unlucky"):
-        next(batches)
+def test_batches_larger_than_what_is_made_at_once_are_whole() -> None:
+    numbers = ClipNumbers(Numbers(), 50)  # type: ignore[arg-type]
+    assert [len(batch["image"]) for batch in GeneratedBatches(numbers, 30)] == [30, 20]
 
 
 def test_an_epoch_is_numbers_and_says_what_they_stand_for() -> None:

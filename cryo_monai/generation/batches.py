@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class ClipNumbers(Dataset[dict[str, int]]):
 
 
 class GeneratedBatches(DataLoader[Any]):
-    """A loader whose batches are made on the device, each by a thread while the one before it is in use.
+    """A loader whose batches are made on the device, some at once: small batches cost more than their clips.
 
     Parameters
     ----------
@@ -91,23 +91,19 @@ class GeneratedBatches(DataLoader[Any]):
         self.device = device
         self.held_out = held_out
         self.epoch = 1
-        super().__init__(
-            dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, collate_fn=self._make, num_workers=0
-        )
+        self._at_once = max(1, self.clips.at_once // batch_size)
+        super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Make other clips from now on, unless they are held out."""
         self.epoch = epoch
 
-    def _make(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
-        clips, targets = self.clips.generate(torch.tensor([item["index"] for item in items]) + first, self.device)
-        return {"image": clips, "label": targets}
-
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        batches = super().__iter__()
-        with ThreadPoolExecutor(1, "clips") as thread:
-            coming = thread.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = thread.submit(next, batches, None)
-                yield batch
+        first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
+        batches: Iterator[list[int]] = iter(self.batch_sampler)  # type: ignore[arg-type]
+        while several := list(islice(batches, self._at_once)):
+            numbers = torch.tensor(list(chain.from_iterable(several))) + first
+            clips, targets = self.clips.generate(numbers, self.device)
+            sizes = [len(batch) for batch in several]
+            for image, label in zip(torch.split(clips, sizes), torch.split(targets, sizes), strict=True):
+                yield {"image": image, "label": label}

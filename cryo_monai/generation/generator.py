@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from cryo_monai.generation.degradation import Degradation, degrade, eased, shape
 TASKS = ("fields", "sprites", "assemblies")
 FRAMES = ("moving", "still", "shuffled")
 AXIS_NUMBERS = 6  # of a symmetric 3 x 3 matrix
-_CHUNK = 64  # whose arrays stay near a core; a GPU takes all at once
+_AT_ONCE = 1 << 20  # voxels: few enough for a core's cache, many enough for what a batch costs whatever its size
 
 
 class ClipGenerator:
@@ -113,6 +114,11 @@ class ClipGenerator:
         return [f"{group}:{name}" for group, names in self.groups.items() for name in names]
 
     @property
+    def at_once(self) -> int:
+        """How many clips are quickest made together."""
+        return max(1, _AT_ONCE // math.prod(self.clip_size))
+
+    @property
     def num_outputs(self) -> int:
         """Outputs that a network needs."""
         return sum(len(names) for names in self.groups.values())
@@ -134,7 +140,7 @@ class ClipGenerator:
             outputs, index of the symmetry or -1, and the main axis as the matrix ``n n^T``, or NaN where there is none.
         """
         device = torch.device(device)
-        parts = torch.split(numbers, _CHUNK) if device.type == "cpu" else [numbers]
+        parts = torch.split(numbers, self.at_once) if device.type == "cpu" else [numbers]
         done = [self._chunk(part, device) for part in parts]
         return torch.cat([clips for clips, _ in done]), torch.cat([targets for _, targets in done])
 
