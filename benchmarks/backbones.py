@@ -26,7 +26,7 @@ from cryo_monai.backbones import BACKBONES
 from cryo_monai.errors import InputError
 from cryo_monai.memory import estimate_training_memory
 from cryo_monai.networks import VideoClassifier
-from cryo_monai.weight_records import RECORDS
+from cryo_monai.weight_records import all_records
 
 PAPER, SMALL = (32, 128, 128), (28, 28, 28)
 AVAILABLE = 24 << 30  # bytes of a common card
@@ -107,7 +107,7 @@ def measure(name: str, device: torch.device, batch_size: int, repeats: int) -> d
 
 def weights_of(name: str) -> str:
     """Say which licences a backbone's public weights have, and what input the first of them wants."""
-    records = [record for record in RECORDS if record.backbone == name]
+    records = [record for record in all_records() if record.backbone == name]
     if not records:
         return "—"
     mean, std = records[0].input.mean_and_std()

@@ -91,10 +91,8 @@ def describe_record(record: WeightRecord) -> str:
         "architecture": look_up_backbone(record.backbone).arguments,
         "trained on": f"{record.dataset}, clips of {' x '.join(map(str, record.clip))}",
         "top-1": "unknown" if record.top1 is None else f"{record.top1} %",
-        "input": "the file says" if record.is_generated else _input_in_words(values, mean, std),
-        "per channel": "the file says"
-        if record.is_generated
-        else f"[{values.low:g}, {values.high:g}], mean {values.mean}, std {values.std}",
+        "input": _input_in_words(values, mean, std),
+        "per channel": f"[{values.low:g}, {values.high:g}], mean {values.mean}, std {values.std}",
         "layout": f"{record.layout}, {record.classes or 'no'} classes",
         "licence": record.licence,
         "citation": record.citation,

@@ -106,11 +106,6 @@ class WeightRecord:
         return self.layout == "torchvision-image"
 
     @property
-    def is_generated(self) -> bool:
-        """Whether ``cryo-monai pretrain`` made it, from generated clips."""
-        return self.layout == OWN_LAYOUT
-
-    @property
     def is_shipped(self) -> bool:
         """Whether its file comes with this package."""
         return not self.url
@@ -127,6 +122,8 @@ FACEBOOK = InputRecord(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
 # Scenic, projects/vivit/configs/kinetics400/vivit_base_k400.py: zero_centering, which is 2 x - 1 and no more. The
 # processor file that transformers has beside the weights does that, then subtracts 0.5 and divides by 0.5: [-3, 1].
 VIVIT = InputRecord(low=-1.0)
+# bundles/generated_pretraining.
+OWN = InputRecord(mean=(0.5, 0.5, 0.5), std=(0.15, 0.15, 0.15))
 # MedicalNet, datasets/brains18.py: volumes standardised over their non-zero voxels.
 STANDARDISED = InputRecord(intensity="z_score")
 
@@ -192,7 +189,7 @@ def _generated(backbone: str, task: str, clip: tuple[int, int, int], classes: in
     name = f"{backbone}-generated"
     return WeightRecord(
         name, backbone, "", f"{name}.safetensors", OWN_LAYOUT, classes, "generated clips", "Apache-2.0",
-        f"cryo-monai pretrain configs/pretraining/{task}.json DIR --backbone {backbone}", clip, InputRecord(),
+        f"cryo-monai pretrain configs/pretraining/{task}.json DIR --backbone {backbone}", clip, OWN,
         mebibytes=mebibytes,
     )  # fmt: skip
 

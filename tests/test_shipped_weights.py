@@ -60,6 +60,7 @@ def test_every_tensor_of_the_backbone_comes_from_the_file(record: WeightRecord) 
     assert keys["missing"] == keys["unexpected"] == keys["mismatched"] == []
     changed = [key for key, value in network.backbone.state_dict().items() if not torch.equal(value, before[key])]
     assert len(changed) == len(before)
+    assert (network.mean, network.std) == pytest.approx(record.input.mean_and_std())
     assert (network.mean, network.std) == (0.5, 0.15)
     assert look_up_backbone(record.backbone).arguments["layers"] == (2, 2, 2, 2)
 
