@@ -1,0 +1,108 @@
+"""Pictures of two sweeps: what generated weights give, and how that grows with their pre-training.
+
+    python benchmarks/initialisation.py runs/initialisation runs/scale
+
+Copies results.csv and table.md of configs/sweeps/initialisation.json and pretraining_scale.json to
+benchmarks/results/initialisation and pretraining_scale, and draws docs/pictures/initialisation.png and
+pretraining_scale.png from their summary.json: means over seeds with 95 % intervals (Student).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fire
+from matplotlib.figure import Figure
+from report import RESULTS
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+ARMS = ("random", "motion", "assemblies", "both")
+SETS = {"ten": "accuracy", "shared_ten": "accuracy", "adrenal": "auc"}
+NAMES = {"ten": "ten simulated assemblies", "shared_ten": "ten atomic models", "adrenal": "AdrenalMNIST3D"}
+CLIPS = {"8 k clips": 8192, "33 k clips": 32768, "131 k clips": 131072, "328 k clips": 327680}
+CLASSES = {
+    "131 k clips, 16 classes": 16,
+    "131 k clips": 64,
+    "131 k clips, 256 classes": 256,
+    "131 k clips, 1024 classes": 1024,
+}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Return rows of a sweep's summary, of trainings of all layers."""
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    return [row for row in rows if row["cell"].get("layers", "all") == "all"]
+
+
+def _points(rows: list[dict[str, Any]], metric: str, **cell: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return means and intervals of a metric by label fraction and initialisation."""
+    own = [row for row in rows if all(row["cell"][axis] == value for axis, value in cell.items())]
+    found = {(row["cell"]["label_fraction"], row["cell"]["initialisation"]): row["ours"][metric] for row in own}
+    found = {key: value for key, value in found.items() if value}
+    means = {key: value["mean"] for key, value in found.items()}
+    return means, {key: value["half_width"] or 0.0 for key, value in found.items()}
+
+
+def draw_initialisations(rows: list[dict[str, Any]], target: Path) -> None:
+    """One panel per data set: accuracy, or AUC, against the share of the labels."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(SETS))
+    for axis, (dataset, metric) in zip(axes, SETS.items(), strict=True):
+        means, halves = _points(rows, metric, dataset=dataset)
+        fractions = sorted({fraction for fraction, _ in means})
+        for place, arm in enumerate(ARMS):
+            there = [number for number, fraction in enumerate(fractions) if (fraction, arm) in means]
+            axis.errorbar(
+                [number + 0.06 * (place - 1.5) for number in there],
+                [means[fractions[number], arm] for number in there],
+                [halves[fractions[number], arm] for number in there],
+                fmt="o-",
+                capsize=3,
+                label=arm,
+            )
+        axis.set(title=NAMES[dataset], xlabel="labels", ylabel="test AUC" if metric == "auc" else "test accuracy")
+        axis.set_xticks(range(len(fractions)), [f"{100 * fraction:g} %" for fraction in fractions])
+    axes[0].legend(fontsize=8)
+    figure.savefig(target, dpi=120, metadata={"Software": "cryo-monai"})
+
+
+def draw_scale(rows: list[dict[str, Any]], target: Path) -> None:
+    """Accuracy with 20 % of the labels against clips and against classes of the pre-training."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (arms, label) in zip(
+        axes, ((CLIPS, "generated clips, 64 classes"), (CLASSES, "classes, 131 thousand clips")), strict=True
+    ):
+        for dataset in ("ten", "shared_ten"):
+            means, halves = _points(rows, "accuracy", dataset=dataset, label_fraction=0.2)
+            there = [arm for arm in arms if (0.2, arm) in means]
+            values, errors = [means[0.2, arm] for arm in there], [halves[0.2, arm] for arm in there]
+            lines = axis.errorbar(
+                [arms[arm] for arm in there], values, errors, fmt="o-", capsize=3, label=NAMES[dataset]
+            )
+            if (0.2, "random") in means:
+                axis.axhline(means[0.2, "random"], color=lines[0].get_color(), ls=":", label="random weights")
+        axis.set(xscale="log", xlabel=label)
+    axes[0].set_ylabel("test accuracy, 20 % of the labels")
+    axes[0].legend(fontsize=8)
+    figure.savefig(target, dpi=120, metadata={"Software": "cryo-monai"})
+
+
+def main(initialisation: str = "", scale: str = "") -> None:
+    """Copy and draw what is given."""
+    for folder, name, draw in (
+        (initialisation, "initialisation", draw_initialisations),
+        (scale, "pretraining_scale", draw_scale),
+    ):
+        if folder:
+            (RESULTS / name).mkdir(parents=True, exist_ok=True)
+            for file in ("results.csv", "table.md"):
+                shutil.copy(Path(folder) / file, RESULTS / name / file)
+            draw(_rows(Path(folder)), PICTURES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
