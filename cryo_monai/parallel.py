@@ -255,7 +255,7 @@ def in_order(rows: Tensor) -> Tensor:
 
 
 def failed_first() -> bool:
-    """Whether no other rank has failed before this one, which then is the one to say why.
+    """Whether no other rank is known to have failed before this one, which then is the one to say why.
 
     The ranks ask the store that ``torchrun`` keeps for them.
     """
@@ -269,8 +269,8 @@ def failed_first() -> bool:
             *places, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
         )
         return bool(store.compare_set(key, "", mine) == mine.encode())
-    except RuntimeError:  # kept by a rank that is gone
-        return not dist.is_initialized()
+    except RuntimeError:  # kept by a rank that is gone, or by a launcher that is busy: rather two voices than none
+        return True
 
 
 def in_words(error: BaseException) -> BaseException:
