@@ -10,6 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from cryo_monai.datasets import ResumableSampler
 from cryo_monai.errors import InputError
 from cryo_monai.generation import ClipGenerator, ClipNumbers, GeneratedBatches, GeneratedTasksLoss, OwnTask
 from cryo_monai.generation.batches import HELD_OUT
@@ -331,6 +332,22 @@ def test_batches_come_in_the_order_of_the_sampler_and_some_are_made_at_once() ->
 def test_batches_larger_than_what_is_made_at_once_are_whole() -> None:
     numbers = ClipNumbers(Numbers(), 50)  # type: ignore[arg-type]
     assert [len(batch["image"]) for batch in GeneratedBatches(numbers, 30)] == [30, 20]
+
+
+@pytest.mark.parametrize("done", [1, 31, 32, 45])
+def test_an_iteration_that_begins_later_has_the_same_clips_bit_for_bit(done: int) -> None:
+    clips = ClipGenerator((16, 16, 16), {"fields": 1.0, "sprites": 1.0, "assemblies": 2.0}, num_assemblies=5)
+    numbers = ClipNumbers(clips, 400)
+    sampler = ResumableSampler(numbers, seed=1)
+    batches = GeneratedBatches(numbers, 8, sampler=sampler)
+    whole = list(batches)
+    sampler.skip = done * 8
+    rest = list(batches)
+    assert len(rest) == 50 - done
+    for batch, same in zip(rest, whole[done:], strict=True):
+        assert torch.equal(batch["image"], same["image"])
+        assert torch.equal(batch["label"].nan_to_num(9.0), same["label"].nan_to_num(9.0))
+    assert sampler.skip == 0
 
 
 def test_an_epoch_is_numbers_and_says_what_they_stand_for() -> None:

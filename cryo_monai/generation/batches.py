@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cryo_monai.datasets import ResumableSampler
 from cryo_monai.errors import InputError
 from cryo_monai.generation.generator import ClipGenerator
 
@@ -54,6 +55,9 @@ class ClipNumbers(Dataset[dict[str, int]]):
 
 class GeneratedBatches(DataLoader[Any]):
     """A loader whose batches are made on the device, some at once: small batches cost more than their clips.
+
+    Which are made together does not depend on where an iteration begins (`ResumableSampler.skip`): clips are the same
+    to rounding in any company, and bit for bit in the same.
 
     Parameters
     ----------
@@ -100,10 +104,22 @@ class GeneratedBatches(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
+        done = self._step_back()
         batches: Iterator[list[int]] = iter(self.batch_sampler)  # type: ignore[arg-type]
         while several := list(islice(batches, self._at_once)):
             numbers = torch.tensor(list(chain.from_iterable(several))) + first
             clips, targets = self.clips.generate(numbers, self.device)
             sizes = [len(batch) for batch in several]
-            for image, label in zip(torch.split(clips, sizes), torch.split(targets, sizes), strict=True):
+            made = list(zip(torch.split(clips, sizes), torch.split(targets, sizes), strict=True))
+            for image, label in made[done:]:
                 yield {"image": image, "label": label}
+            done = 0
+
+    def _step_back(self) -> int:
+        """Let the sampler begin with the first of batches made together; return how many of them are not wanted."""
+        if not isinstance(self.sampler, ResumableSampler):
+            return 0
+        step = int(self.batch_size or 1) * self.sampler.num_replicas
+        done = self.sampler.skip // step % self._at_once
+        self.sampler.skip -= done * step
+        return done
