@@ -30,7 +30,7 @@ from cryo_monai.files import TEMPORARY, atomic_save
 from cryo_monai.history import History
 from cryo_monai.metrics import gathered_sums, spread_sums
 from cryo_monai.networks import VideoClassifier, read_description
-from cryo_monai.parallel import in_order, is_first, largest, num_ranks, rank
+from cryo_monai.parallel import in_order, is_first, keep_last_word, largest, num_ranks, rank
 from cryo_monai.weight_files import load_tensors
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; run again with resume
@@ -326,4 +326,5 @@ class CheckpointHandler:
 
     def _reraise(self, engine: Engine, error: BaseException) -> None:
         self._restore_signal_handlers()
+        keep_last_word()
         raise error

@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -280,6 +282,15 @@ def in_words(error: BaseException) -> BaseException:
             reason = str(cause).splitlines()[0][:200]
             return CryoMonaiError(f"another rank is gone, killed or out of memory; go on with --resume True ({reason})")
     return error
+
+
+def keep_last_word() -> None:
+    """Of a rank that has failed, ignore SIGTERM from now on: ``torchrun`` ends all ranks when it sees that one is gone.
+
+    Otherwise it would often end this one before it has said why. What hangs is killed half a minute later anyway.
+    """
+    if num_ranks() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager

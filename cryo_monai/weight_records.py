@@ -319,5 +319,5 @@ def generated_record(backbone: str) -> WeightRecord:
     command = f"cryo-monai pretrain configs/pretraining/both.json DIR --backbone {backbone}"
     raise InputError(
         f"backbone {backbone!r} has no generated weights; make them (`{command}`), then give "
-        "--weights DIR/weights.safetensors"
+        "--weights DIR/weights.safetensors; or --weights None for random ones"
     )

@@ -38,8 +38,8 @@ PAGES = pages()
 # What makes a command small: flags after its own, which go before them. Nothing else of it is changed.
 SIMULATION = {"box": 16, "voxel_size": 20, "resolution": 40, "max_shift": 1, "neighbours": 1, "tilt_step_deg": 20}
 SMALL: dict[str, dict[str, object]] = {
-    "train": {**TINY, "max_epochs": 1, "report": False},
-    "control": {**TINY, "max_epochs": 1},
+    "train": {**TINY, "weights": None, "max_epochs": 1, "report": False},
+    "control": {**TINY, "weights": None, "max_epochs": 1},
     "pretrain": {**TINY_INFERENCE, "clips_per_epoch": 16, "validation_clips": 8, "max_epochs": 1, "progress": False},
     "sweep": {"only": "dataset=isolated,seed=0", "max_epochs": 1, "batch_size": 4},
     "simulate": {"num_per_class": 3, **SIMULATION},
@@ -47,7 +47,7 @@ SMALL: dict[str, dict[str, object]] = {
     "quickstart": {"num_per_class": 10},
     "extract": {"background": 5},
     "explain": {"limit": 2, "faithfulness": False},
-    "monai.bundle run training": {**TINY, "max_epochs": 1},
+    "monai.bundle run training": {**TINY, "weights": None, "max_epochs": 1},
     "monai.bundle run evaluating": TINY,
     "monai.bundle run inference": TINY_INFERENCE,
 }

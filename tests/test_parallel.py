@@ -202,6 +202,17 @@ def test_two_ranks_go_on_where_one_process_stopped_and_survive_the_loss_of_one(u
     assert_same_training(run_dir, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_failed_rank_is_not_ended_before_it_has_said_why(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "num_ranks", lambda: ranks)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        parallel.keep_last_word()
+        assert signal.getsignal(signal.SIGTERM) == (before if ranks == 1 else signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_bad_data_end_all_ranks_with_one_line(uneven: Path, tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "log.txt"
     shutil.copytree(uneven, data)
