@@ -33,7 +33,8 @@ MDOC = "".join(f"[ZValue = {n}]\nTiltAngle = {20 * n - 60}\nExposureDose = 3\n" 
 
 def flags_for(ids: dict[str, object]) -> list[str]:
     """Ids as words of a command."""
-    return [word for name, value in ids.items() for word in (f"--{name}", json.dumps(value).strip('"'))]
+    texts = {name: "None" if value is None else json.dumps(value).strip('"') for name, value in ids.items()}
+    return [word for name, text in texts.items() for word in (f"--{name}", text)]
 
 
 class Inputs:

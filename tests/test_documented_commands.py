@@ -48,7 +48,7 @@ SMALL: dict[str, dict[str, object]] = {
     "extract": {"background": 5},
     "explain": {"limit": 2, "faithfulness": False},
     "monai.bundle run training": {**TINY, "weights": None, "max_epochs": 1},
-    "monai.bundle run evaluating": TINY,
+    "monai.bundle run evaluating": {**TINY, "weights": None},
     "monai.bundle run inference": TINY_INFERENCE,
 }
 MEDMNIST = {"label_fraction": 0.05, "max_epochs": 1}
