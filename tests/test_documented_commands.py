@@ -36,6 +36,7 @@ from cryo_monai.__main__ import main
 
 PAGES = pages()
 # What makes a command small: flags after its own, which go before them. Nothing else of it is changed.
+# (MONAI leaves out ids that are None.)
 SIMULATION = {"box": 16, "voxel_size": 20, "resolution": 40, "max_shift": 1, "neighbours": 1, "tilt_step_deg": 20}
 SMALL: dict[str, dict[str, object]] = {
     "train": {**TINY, "weights": None, "max_epochs": 1, "report": False},
@@ -47,8 +48,8 @@ SMALL: dict[str, dict[str, object]] = {
     "quickstart": {"num_per_class": 10},
     "extract": {"background": 5},
     "explain": {"limit": 2, "faithfulness": False},
-    "monai.bundle run training": {**TINY, "weights": None, "max_epochs": 1},
-    "monai.bundle run evaluating": {**TINY, "weights": None},
+    "monai.bundle run training": {**TINY, "weights": "$None", "max_epochs": 1},
+    "monai.bundle run evaluating": {**TINY, "weights": "$None"},
     "monai.bundle run inference": TINY_INFERENCE,
 }
 MEDMNIST = {"label_fraction": 0.05, "max_epochs": 1}
