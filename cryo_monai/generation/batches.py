@@ -102,10 +102,11 @@ class GeneratedBatches(DataLoader[Any]):
         """Make other clips from now on, unless they are held out."""
         self.epoch = epoch
 
+    # torch says that it is an iterator class of its own; a generator does as well.
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
         done = self._step_back()
-        batches: Iterator[list[int]] = iter(self.batch_sampler)  # type: ignore[arg-type]
+        batches: Iterator[list[int]] = iter(self.batch_sampler)  # type: ignore[arg-type]  # there, as batch_size is
         while several := list(islice(batches, self._at_once)):
             numbers = torch.tensor(list(chain.from_iterable(several))) + first
             clips, targets = self.clips.generate(numbers, self.device)
