@@ -19,6 +19,7 @@ from monai.engines import IterationEvents
 
 from cryo_monai.errors import DivergedError
 from cryo_monai.files import atomic_write_text
+from cryo_monai.networks import has_fast_bfloat16
 from cryo_monai.parallel import is_first, mean, num_ranks
 
 
@@ -37,6 +38,9 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "ignite": ignite.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        # Decide how sums are rounded: training repeats bit for bit only where they are the same.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "fast_bfloat16": has_fast_bfloat16(device),
         "threads": torch.get_num_threads(),
         "ranks": num_ranks(),
     }

@@ -19,7 +19,7 @@ from cryo_monai import history
 from cryo_monai.checkpoints import EXIT_CODE, CheckpointHandler, load_checkpoint, load_verified
 from cryo_monai.errors import CryoMonaiError, DivergedError, InputError, unwrapped_errors
 from cryo_monai.files import atomic_save
-from cryo_monai.networks import VideoClassifier
+from cryo_monai.networks import VideoClassifier, has_fast_bfloat16
 
 EPOCHS = 3
 
@@ -237,6 +237,8 @@ def test_metrics_files_agree_and_name_the_best_epoch(uninterrupted: Path) -> Non
     values = [row["val_accuracy"] for row in content["history"]]
     assert content["best_epoch"] == 1 + values.index(max(values))
     assert content["environment"]["torch"] == torch.__version__
+    assert content["environment"]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert content["environment"]["fast_bfloat16"] == has_fast_bfloat16(torch.device("cpu"))
 
 
 def test_a_run_resumed_elsewhere_names_both_machines(
