@@ -79,11 +79,16 @@ def over_ranks(network: Network) -> Network:
     network : nn.Module
         On its device. Changed in place: see `normalise_over_ranks`.
     """
-    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+    if _is_to_join():
         _join(next(network.parameters()).device)
     if num_ranks() > 1:
         normalise_over_ranks(network)
     return network
+
+
+def _is_to_join() -> bool:
+    """Whether ``torchrun`` started several processes that do not know of each other yet."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized()
 
 
 def _join(device: torch.device) -> None:
@@ -161,7 +166,11 @@ def rank_share(batch_size: int, num_volumes: int | None = None) -> int:
     ------
     InputError
         When the ranks cannot take equal shares.
+    RuntimeError
+        When `over_ranks` has not joined the ranks of ``torchrun`` yet: each would take all.
     """
+    if _is_to_join():
+        raise RuntimeError("rank_share: no ranks yet; the network (over_ranks) is to be resolved before the loaders")
     ranks = num_ranks()
     if batch_size % ranks:
         raise InputError(
