@@ -14,9 +14,11 @@ from cryo_monai.backbones import look_up_backbone
 from cryo_monai.downloads import find_weights, pinned_hash
 from cryo_monai.fetching import sha256_of
 from cryo_monai.networks import VideoClassifier
+from cryo_monai.pretrained_weights import bundle_of_task
 from cryo_monai.weight_files import read_state
 from cryo_monai.weight_records import GENERATED, WeightRecord
 from cryo_monai.weights import initialise
+from cryo_monai.workflows import load_workflow
 
 SHIPPED = [record for record in GENERATED if not record.url]
 
@@ -46,6 +48,22 @@ def test_a_file_is_small_as_pinned_and_says_how_it_was_made(record: WeightRecord
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     assert set(floating) == {torch.float16}
+
+
+@pytest.mark.parametrize("record", SHIPPED, ids=lambda record: str(record.name))
+def test_the_recipe_is_still_the_one_that_a_file_was_made_by(record: WeightRecord, tmp_path: Path) -> None:
+    with safe_open(str(find_weights(record)), framework="pt") as opened:
+        about = json.loads(opened.metadata()["pretraining"])
+    words = about["command"].split()
+    assert words[:2] == ["cryo-monai", "pretrain"]
+    assert words[3:] == ["DIR"]
+    places = {"output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), "device": torch.device("cpu")}
+    workflow = load_workflow(bundle_of_task(ROOT / words[2]), "train", overlays=[ROOT / words[2]], overrides=places)
+    now = {name: workflow.parser.get_parsed_content(name) for name in ("backbone", "clip_size", "seed")}
+    assert now == {name: about[name] for name in now}
+    assert about["metrics"]["epoch"] <= workflow.parser.get_parsed_content("max_epochs")
+    assert workflow.parser.get_parsed_content("clips").num_outputs == about["classes"]
+    assert workflow.parser.get_parsed_content("clips_per_epoch") * about["metrics"]["epoch"] == about["clips"]
 
 
 @pytest.mark.parametrize("record", SHIPPED, ids=lambda record: str(record.name))
