@@ -4,13 +4,15 @@
 
 Copies results.csv and table.md of configs/sweeps/initialisation.json and pretraining_scale.json to
 benchmarks/results/initialisation and pretraining_scale, and draws docs/pictures/initialisation.png and
-pretraining_scale.png from their summary.json: means over seeds with 95 % intervals (Student).
+pretraining_scale.png from their summary.json: means over seeds with 95 % intervals (Student). Prints the tables of
+docs/initialisation.md.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from report import RESULTS
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 ARMS = ("random", "motion", "assemblies", "both")
+OTHERS = ("still frames", "shuffled frames", "random, 192 epochs", "assemblies, 192 epochs")
 SETS = {"ten": "accuracy", "shared_ten": "accuracy", "adrenal": "auc"}
 NAMES = {"ten": "ten simulated assemblies", "shared_ten": "ten atomic models", "adrenal": "AdrenalMNIST3D"}
 SCALED = "shared_ten"  # data set of the second sweep
@@ -32,10 +35,45 @@ CLASSES = {
 }
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """Return rows of a sweep's summary, of trainings of all layers."""
+def _rows(folder: Path, layers: str = "all") -> list[dict[str, Any]]:
+    """Return rows of a sweep's summary, of trainings of these layers."""
     rows = json.loads((folder / "summary.json").read_text())["rows"]
-    return [row for row in rows if row["cell"].get("layers", "all") == "all"]
+    return [row for row in rows if row["cell"].get("layers", "all") == layers]
+
+
+def _per_cent(found: dict[str, Any] | None) -> str:
+    return f"{100 * found['mean']:.1f} ± {100 * (found['half_width'] or 0):.1f}" if found else ""
+
+
+def _epochs(effort: dict[str, Any] | None) -> str:
+    """Epochs to the baseline's best over the baseline's own, and in how many pairs it was reached."""
+    if not effort or not effort["epochs_ratio"]:
+        return ""
+    ratio = effort["epochs_ratio"]
+    return f"{ratio['mean']:.2f} ± {ratio['half_width'] or 0:.2f} ({effort['num_reached']}/{len(effort['reaches'])})"
+
+
+def table(rows: list[dict[str, Any]], arms: Sequence[str], text: Callable[[dict[str, Any]], str]) -> str:
+    """Return a table: a line for each data set and share of the labels, a column for each initialisation."""
+    found = {
+        (row["cell"]["dataset"], float(row["cell"]["label_fraction"]), row["cell"]["initialisation"]): text(row)
+        for row in rows
+    }
+    lines = [f"| target | labels | {' | '.join(arms)} |", "|---|---|" + "---|" * len(arms)]
+    for dataset, fraction in dict.fromkeys(key[:2] for key in found):
+        cells = [found.get((dataset, fraction, arm), "") for arm in arms]
+        if any(cells):
+            lines.append(f"| {NAMES[dataset]} | {100 * fraction:g} % | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def print_tables(folder: Path) -> None:
+    """Print accuracy, AUC, effort and linear probes of the first sweep."""
+    rows, probes = _rows(folder), _rows(folder, "head")
+    for name, metric in (("Accuracy, %", "accuracy"), ("AUC, %", "auc")):
+        print(f"\n{name}\n\n{table(rows, ARMS + OTHERS, lambda row, metric=metric: _per_cent(row['ours'][metric]))}")
+    print(f"\nEpochs, of random weights' own\n\n{table(rows, ARMS[1:], lambda row: _epochs(row['effort']))}")
+    print(f"\nLinear probe, accuracy, %\n\n{table(probes, ARMS, lambda row: _per_cent(row['ours']['accuracy']))}")
 
 
 def _points(rows: list[dict[str, Any]], metric: str, **cell: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,7 +128,9 @@ def draw_scale(rows: list[dict[str, Any]], target: Path) -> None:
 
 
 def main(initialisation: str = "", scale: str = "") -> None:
-    """Copy and draw what is given."""
+    """Copy, draw and print what is given."""
+    if initialisation:
+        print_tables(Path(initialisation))
     for folder, name, draw in (
         (initialisation, "initialisation", draw_initialisations),
         (scale, "pretraining_scale", draw_scale),
