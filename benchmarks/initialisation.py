@@ -22,7 +22,14 @@ from report import RESULTS
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 ARMS = ("random", "motion", "assemblies", "both")
-OTHERS = ("still frames", "shuffled frames", "random, 192 epochs", "assemblies, 192 epochs")
+OTHERS = (
+    "still frames",
+    "shuffled frames",
+    "random, lr 0.0003",
+    "assemblies, lr 0.0003",
+    "random, 192 epochs",
+    "assemblies, 192 epochs",
+)
 SETS = {"ten": "accuracy", "shared_ten": "accuracy", "adrenal": "auc"}
 NAMES = {"ten": "ten simulated assemblies", "shared_ten": "ten atomic models", "adrenal": "AdrenalMNIST3D"}
 SCALED = "shared_ten"  # data set of the second sweep
