@@ -48,16 +48,18 @@ def _rows(folder: Path, layers: str = "all") -> list[dict[str, Any]]:
     return [row for row in rows if row["cell"].get("layers", "all") == layers]
 
 
-def _per_cent(found: dict[str, Any] | None) -> str:
-    return f"{100 * found['mean']:.1f} ± {100 * (found['half_width'] or 0):.1f}" if found else ""
+def _per_cent(found: dict[str, Any] | None, scale: float = 100, digits: int = 1) -> str:
+    if not found:
+        return ""
+    half = found["half_width"]
+    return f"{scale * found['mean']:.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
 
 
 def _epochs(effort: dict[str, Any] | None) -> str:
     """Epochs to the baseline's best over the baseline's own, and in how many pairs it was reached."""
     if not effort or not effort["epochs_ratio"]:
         return ""
-    ratio = effort["epochs_ratio"]
-    return f"{ratio['mean']:.2f} ± {ratio['half_width'] or 0:.2f} ({effort['num_reached']}/{len(effort['reaches'])})"
+    return f"{_per_cent(effort['epochs_ratio'], 1, 2)} ({effort['num_reached']} of {len(effort['reaches'])})"
 
 
 def table(rows: list[dict[str, Any]], arms: Sequence[str], text: Callable[[dict[str, Any]], str]) -> str:
