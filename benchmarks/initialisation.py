@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from report import RESULTS
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
-ARMS = ("random", "motion", "assemblies", "both")
+PROBED = ("random", "motion", "assemblies", "both")
+ARMS = ("random", "random, lr 0.0003", "motion", "assemblies", "both")
 OTHERS = (
     "still frames",
     "shuffled frames",
-    "random, lr 0.0003",
     "assemblies, lr 0.0003",
     "random, 192 epochs",
     "assemblies, 192 epochs",
@@ -82,7 +82,7 @@ def print_tables(folder: Path) -> None:
     for name, metric in (("Accuracy, %", "accuracy"), ("AUC, %", "auc")):
         print(f"\n{name}\n\n{table(rows, ARMS + OTHERS, lambda row, metric=metric: _per_cent(row['ours'][metric]))}")
     print(f"\nEpochs, of random weights' own\n\n{table(rows, ARMS[1:], lambda row: _epochs(row['effort']))}")
-    print(f"\nLinear probe, accuracy, %\n\n{table(probes, ARMS, lambda row: _per_cent(row['ours']['accuracy']))}")
+    print(f"\nLinear probe, accuracy, %\n\n{table(probes, PROBED, lambda row: _per_cent(row['ours']['accuracy']))}")
 
 
 def _points(rows: list[dict[str, Any]], metric: str, **cell: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -104,7 +104,7 @@ def draw_initialisations(rows: list[dict[str, Any]], target: Path) -> None:
         for place, arm in enumerate(ARMS):
             there = [number for number, fraction in enumerate(fractions) if (fraction, arm) in means]
             axis.errorbar(
-                [number + 0.06 * (place - 1.5) for number in there],
+                [number + 0.06 * (place - 2) for number in there],
                 [means[fractions[number], arm] for number in there],
                 [halves[fractions[number], arm] for number in there],
                 fmt="o-",
