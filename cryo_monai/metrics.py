@@ -49,7 +49,14 @@ def classification_metrics(probabilities: Floats, labels: Labels, class_names: S
         ``accuracy``, ``auc`` (one versus rest, mean over the classes where it is defined), ``balanced_accuracy`` and
         ``macro_f1`` (over the classes that occur), ``per_class`` (precision, recall, f1, auc, support) and
         ``confusion_matrix`` (row: true class). Undefined numbers are None.
+
+    Raises
+    ------
+    InputError
+        When scores are not finite, as those of a network that diverged.
     """
+    if broken := int((~np.isfinite(probabilities).all(axis=1)).sum()):
+        raise InputError(f"scores of {broken} of {len(labels)} volumes are not finite: training diverged; lower --lr")
     predicted = probabilities.argmax(axis=1)
     every = list(range(len(class_names)))
     present = sorted(set(labels.tolist()))
@@ -85,6 +92,8 @@ def _defined(value: float) -> float | None:
 
 def _epoch_metric(name: str) -> Callable[[Tensor, Tensor], float]:
     def compute(probabilities: Tensor, labels: Tensor) -> float:
+        if not probabilities.isfinite().all():
+            return math.nan
         names = [str(n) for n in range(probabilities.shape[1])]
         value = classification_metrics(probabilities.cpu().numpy(), labels.cpu().numpy().astype(int), names)[name]
         return math.nan if value is None else float(value)
@@ -95,8 +104,9 @@ def _epoch_metric(name: str) -> Callable[[Tensor, Tensor], float]:
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """Share of right answers, for ``ignite.metrics.EpochMetric``."""
-    return float((probabilities.argmax(dim=1) == labels).double().mean())
+    """Share of right answers, for ``ignite.metrics.EpochMetric``; NaN when scores are not finite."""
+    right = (probabilities.argmax(dim=1) == labels).double().mean()
+    return float(right) if probabilities.isfinite().all() else math.nan
 
 
 auc = _epoch_metric("auc")
@@ -105,7 +115,9 @@ macro_f1 = _epoch_metric("macro_f1")
 
 
 def cross_entropy(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood of labels `(n,)`, for ``ignite.metrics.EpochMetric``."""
+    """Mean negative log-likelihood of labels `(n,)`, for ``ignite.metrics.EpochMetric``; NaN of scores not finite."""
+    if not probabilities.isfinite().all():
+        return math.nan
     return float(calibration_metrics(*_arrays(probabilities, labels))["nll"])
 
 

@@ -117,7 +117,8 @@ def test_monai_runs_it_from_the_configuration_alone(tmp_path: Path) -> None:
     overlay.write_text(json.dumps({**SMALL, "max_epochs": 1, "clips_per_epoch": 16}))
     task = CONFIGS / "pretraining" / "motion.json"
     before = sorted(BUNDLE.rglob("*"))
-    (command,) = [c for b in blocks_of("bundles/generated_pretraining/docs/README.md") for c in b.commands]
+    page = "bundles/generated_pretraining/docs/README.md"
+    (command,) = [c for b in blocks_of(page) if b.test == "tests/test_generated_pretraining.py" for c in b.commands]
     assert command.text == "python -m monai.bundle run training --config_file configs/train.json"
     monai.bundle.run(
         run_id="training",

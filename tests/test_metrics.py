@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 from torch.utils.data import default_collate
 
+from cryo_monai.errors import InputError
 from cryo_monai.evaluations import EvaluationReport
-from cryo_monai.metrics import MedMNISTEvaluator, accuracy, auc, classification_metrics
+from cryo_monai.metrics import (
+    MedMNISTEvaluator,
+    accuracy,
+    auc,
+    classification_metrics,
+    cross_entropy,
+    macro_f1,
+    temperature,
+)
 
 
 def scores(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +74,15 @@ def test_medmnist_numbers_are_those_of_its_own_evaluator(tmp_path: Path, flag: s
     official = Evaluator(flag, "test", root=str(tmp_path)).evaluate(probabilities)
     ours = MedMNISTEvaluator(flag)(probabilities, labels)
     assert ours == {"medmnist_auc": official.AUC, "medmnist_acc": official.ACC}
+
+
+def test_scores_of_a_network_that_diverged() -> None:
+    broken, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8], [math.nan, math.nan]]), torch.tensor([0, 1, 1])
+    # Training goes on, and no such epoch is the best; a final score is refused.
+    assert [math.isnan(metric(broken, labels)) for metric in (accuracy, auc, macro_f1, cross_entropy)] == [True] * 4
+    assert temperature(broken, labels) == 1.0
+    with pytest.raises(InputError, match=r"^scores of 1 of 3 volumes are not finite: training diverged; lower --lr$"):
+        classification_metrics(broken.double().numpy(), labels.numpy(), ["a", "b"])
 
 
 def test_what_is_undefined_is_none() -> None:

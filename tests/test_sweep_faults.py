@@ -40,8 +40,9 @@ def plan(folder: Path, data: Path, axes: dict[str, Any], **ids: Any) -> list[Tri
 
 
 def slow(dataset_dir: Path, folder: Path, seeds: list[int], max_epochs: int = EPOCHS) -> list[Trial]:
-    """Trials that a test can interrupt."""
-    return plan(folder, dataset_dir, {"seed": seeds}, max_epochs=max_epochs, batch_size=2, clip_size=[16, 24, 24])
+    """Trials that a test can interrupt; batches of two diverge at a larger rate."""
+    sizes = {"batch_size": 2, "clip_size": [16, 24, 24], "lr": 0.0001}
+    return plan(folder, dataset_dir, {"seed": seeds}, max_epochs=max_epochs, **sizes)
 
 
 def epochs_of(trial: Trial) -> list[int]:
