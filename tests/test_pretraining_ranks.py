@@ -16,6 +16,7 @@ from test_parallel import history, torchrun
 
 from cryo_monai.__main__ import main
 from cryo_monai.checkpoints import load_verified
+from cryo_monai.parallel import rank_share
 from cryo_monai.workflows import load_workflow
 
 GENERATED = BUNDLES / "generated_pretraining"
@@ -104,3 +105,12 @@ def test_two_ranks_go_on_where_one_was_stopped_within_an_epoch(
     with torchrun(*words, *options(**places, resume=True), log=log) as process:
         assert process.wait(240) == 0, log.read_text()
     assert_same(alone, run_dir)
+
+
+def test_loaders_are_refused_before_the_ranks_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank would train on everything, to numbers that look right."""
+    assert rank_share(32) == 32
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="the network .over_ranks. is to be resolved before the loaders"):
+        rank_share(32)
