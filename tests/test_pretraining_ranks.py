@@ -112,5 +112,5 @@ def test_loaders_are_refused_before_the_ranks_have_joined(monkeypatch: pytest.Mo
     assert rank_share(32) == 32
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="the network .over_ranks. is to be resolved before the loaders"):
+    with pytest.raises(RuntimeError, match=r"the network \(over_ranks\) is to be resolved before the loaders"):
         rank_share(32)
