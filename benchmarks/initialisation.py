@@ -37,11 +37,18 @@ SETS = {"ten": "accuracy", "shared_ten": "accuracy", "adrenal": "auc"}
 NAMES = {"ten": "ten simulated assemblies", "shared_ten": "ten atomic models", "adrenal": "AdrenalMNIST3D"}
 SCALED = "shared_ten"  # data set of the second sweep
 CLIPS = {"8 k clips": 8192, "33 k clips": 32768, "131 k clips": 131072, "328 k clips": 327680}
+LARGER_CLIPS = {"131 k clips of 24 x 24 x 24": 131072, "328 k clips of 24 x 24 x 24": 327680}
 CLASSES = {
     "131 k clips, 16 classes": 16,
     "131 k clips": 64,
     "131 k clips, 256 classes": 256,
     "131 k clips, 1024 classes": 1024,
+}
+SIDES = {"131 k clips": 16, "131 k clips of 24 x 24 x 24": 24, "131 k clips of 32 x 32 x 32": 32}
+CURVES = {  # axis of the second picture to its curves
+    "generated clips, 64 classes": {"clips of 16 x 16 x 16": CLIPS, "24 x 24 x 24": LARGER_CLIPS},
+    "classes, 131 thousand clips": {"": CLASSES},
+    "side of the clips in voxels, 131 thousand clips": {"": SIDES},
 }
 
 
@@ -114,6 +121,37 @@ def print_tables(folder: Path) -> None:
     print(f"\nLinear probe, accuracy, %\n\n{table(probes, PROBED, lambda row: _per_cent(row['ours']['accuracy']))}")
 
 
+def scale_tables(folder: Path) -> str:
+    """Return tables of the second sweep: each pre-training, then those that were tried at several clip sizes."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    with (folder / "results.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["state"] == "done":
+                scores = {metric: 100 * float(row[metric]) for metric in ("accuracy", "auc")}
+                found.setdefault((row["initialisation"], row["clip_size"]), {})[row["seed"]] = scores
+    arms = list(dict.fromkeys(arm for arm, _ in found))
+    sizes = sorted({size for _, size in found})
+
+    def text(arm: str, size: str, metric: str = "accuracy", base: str = "") -> str:
+        own, other = found.get((arm, size), {}), found.get((base, size), {})
+        values = [scores[metric] - (other[seed][metric] if base else 0) for seed, scores in own.items()]
+        if not values or arm == base:
+            return ""
+        half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+        return f"{np.mean(values):{'+' if base else ''}.1f} ± {half:.1f}"
+
+    lines = ["| pre-training | accuracy | AUC | gain in accuracy |", "|---|---|---|---|"]
+    for arm in arms:
+        cells = (text(arm, "24"), text(arm, "24", "auc"), text(arm, "24", base="random"))
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", f"| pre-training | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes)]
+    for arm in arms:
+        if any((arm, size) in found for size in sizes if size != "24"):
+            cells = [text(arm, size) + f" ({text(arm, size, base='random')})" for size in sizes]
+            lines.append(f"| {arm} | {' | '.join(cells).replace(' ()', '')} |")
+    return "\n".join(lines)
+
+
 def _points(rows: list[dict[str, Any]], metric: str, **cell: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return means and intervals of a metric by label fraction and initialisation."""
     own = [row for row in rows if all(row["cell"][axis] == value for axis, value in cell.items())]
@@ -147,20 +185,19 @@ def draw_initialisations(rows: list[dict[str, Any]], target: Path) -> None:
 
 
 def draw_scale(rows: list[dict[str, Any]], target: Path) -> None:
-    """Accuracy with 20 % of the labels against clips and against classes of the pre-training."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (arms, label) in zip(
-        axes, ((CLIPS, "generated clips, 64 classes"), (CLASSES, "classes, 131 thousand clips")), strict=True
-    ):
-        means, halves = _points(rows, "accuracy", dataset=SCALED, label_fraction=0.2)
-        there = [arm for arm in arms if (0.2, arm) in means]
-        values, errors = [means[0.2, arm] for arm in there], [halves[0.2, arm] for arm in there]
-        lines = axis.errorbar([arms[arm] for arm in there], values, errors, fmt="o-", capsize=3, label=NAMES[SCALED])
+    """Accuracy with 20 % of the labels against clips, classes and clip size of the pre-training."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(CURVES), sharey=True)
+    means, halves = _points(rows, "accuracy", dataset=SCALED, label_fraction=0.2, clip_size="24")
+    for axis, (label, curves) in zip(axes, CURVES.items(), strict=True):
+        for name, arms in curves.items():
+            there = [arm for arm in arms if (0.2, arm) in means]
+            values, errors = [means[0.2, arm] for arm in there], [halves[0.2, arm] for arm in there]
+            axis.errorbar([arms[arm] for arm in there], values, errors, fmt="o-", capsize=3, label=name or None)
         if (0.2, "random") in means:
-            axis.axhline(means[0.2, "random"], color=lines[0].get_color(), ls=":", label="random weights")
-        axis.set(xscale="log", xlabel=label)
-    axes[0].set_ylabel("test accuracy, 20 % of the labels")
+            axis.axhline(means[0.2, "random"], color="gray", ls=":", label="random weights")
+        axis.set(xscale="linear" if curves.get("") is SIDES else "log", xlabel=label)
+    axes[0].set_ylabel(f"test accuracy, 20 % of the labels\n({NAMES[SCALED]})")
     axes[0].legend(fontsize=8)
     figure.savefig(target, dpi=120, metadata={"Software": "cryo-monai"})
 
@@ -169,6 +206,8 @@ def main(initialisation: str = "", scale: str = "") -> None:
     """Copy, draw and print what is given."""
     if initialisation:
         print_tables(Path(initialisation))
+    if scale:
+        print(f"\nScale\n\n{scale_tables(Path(scale))}")
     for folder, name, draw in (
         (initialisation, "initialisation", draw_initialisations),
         (scale, "pretraining_scale", draw_scale),

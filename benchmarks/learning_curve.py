@@ -46,6 +46,7 @@ def _train(data: Path, run: Path, per_class: int, num_classes: int) -> None:
     datalist = _subset(data, per_class)
     epochs = max(1, round(STEPS * 32 / (per_class * num_classes)))
     flags = {
+        "clip_size": [32, 32, 32],
         "max_epochs": epochs,
         "lr_milestones": [round(epochs * 2 / 3), round(epochs * 11 / 12)],
         "val_interval": max(1, epochs // 24),

@@ -1,10 +1,10 @@
 """What generating clips costs beside training on them, and what the bundle's loop adds to a bare step.
 
-    python benchmarks/pretraining.py [--turns 20] [--batch_size 32] [--clip_size 16,16,16]
+    python benchmarks/pretraining.py [--turns 20] [--batch_size 32] [--clip_size 24,24,24]
         [--tasks both,motion] [--device cpu]
 
-For every task of configs/pretraining, three things take turns of eight batches each, so that a drifting machine slows
-them alike; ratios are of medians:
+For every task of configs/pretraining, three things take turns of a few batches of every clip size, as many as are made
+together, so that a drifting machine slows them alike; ratios are of medians:
 
 - the bundle's own training loop: clips generated, forward, backward, optimiser, metrics;
 - a bare step: forward, backward and optimiser of a network as the bundle's, on clips that are there already;
@@ -16,11 +16,13 @@ benchmarks/results/pretraining-DEVICE.json.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +32,26 @@ from ignite.engine import Engine, Events
 from report import machine, write_results
 
 from cryo_monai.handlers import keep_freed_memory
+from cryo_monai.inferers import NativeSizeInferer
 from cryo_monai.networks import has_fast_bfloat16
 from cryo_monai.workflows import load_workflow
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "generated_pretraining"
-TURN = 8  # batches
+LEAST = 8  # batches of a turn
+EPOCH = 144  # batches: several turns, whole ones of the usual lengths
 FIRST = 1 << 24  # epoch whose clips the loop does not reach
 Seconds = dict[str, list[float]]
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
+def timed(call: Callable[[], object], turn: int, device: torch.device) -> float:
     """Seconds that a call takes, of a turn of them, until the device has done them."""
     start = time.perf_counter()
-    for _ in range(TURN):
+    for _ in range(turn):
         call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / TURN
+    return (time.perf_counter() - start) / turn
 
 
 def loaded(task: Path, folder: str, device: torch.device, ids: dict[str, Any]) -> Any:
@@ -59,16 +63,18 @@ def loaded(task: Path, folder: str, device: torch.device, ids: dict[str, Any]) -
 
 
 def bare_step(parser: Any, batch_size: int, device: torch.device) -> Callable[[], None]:
-    """One optimiser step of the bundle's network and loss on clips that are already on the device."""
+    """One optimiser step of the bundle's network and loss on clips that are on the device, of each size in turn."""
     clips = parser.get_parsed_content("clips")
     network = parser.get_parsed_content("network_def", instantiate=True).to(device).train()
     loss = parser.get_parsed_content("loss")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4, fused=True)
-    made, targets = clips.generate(torch.arange(batch_size), device)
+    ask = NativeSizeInferer(network, clips.sizes)
+    batches = cycle([clips.generate(torch.arange(batch_size), device, size) for size in clips.sizes])
 
     def step() -> None:
+        made, targets = next(batches)
         optimizer.zero_grad(set_to_none=True)
-        loss(network(made), targets).backward()
+        loss(ask(made, network), targets).backward()
         optimizer.step()
 
     return step
@@ -84,25 +90,26 @@ def measure(task: Path, turns: int, device: torch.device, ids: dict[str, Any]) -
         bare = bare_step(other.parser, workflow.parser["batch_size"], device)
         batches = other.parser.get_parsed_content("train#dataloader")
         batches.set_epoch(FIRST)
+        turn = batches.together * math.ceil(LEAST / batches.together)
         clock = {"start": 0.0}
 
         def others(engine: Engine) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            times = {"loop": (time.perf_counter() - clock["start"]) / TURN}
-            times["bare"] = timed(bare, device)
+            times = {"loop": (time.perf_counter() - clock["start"]) / turn}
+            times["bare"] = timed(bare, turn, device)
             # An iterator for every turn: what a turn makes at once stays within it, as in the loop.
             made = iter(batches)
-            times["generator"] = timed(lambda: next(made), device)
+            times["generator"] = timed(lambda: next(made), turn, device)
             # The first turn of an epoch comes after validation and checkpoints, and the very first one warms up.
-            if engine.state.iteration % engine.state.epoch_length != TURN:
+            if engine.state.iteration % engine.state.epoch_length != turn:
                 for name, value in times.items():
                     seconds[name].append(value)
             if len(seconds["loop"]) >= turns:
                 engine.terminate()
             clock["start"] = time.perf_counter()
 
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=TURN), others)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=turn), others)
         workflow.run()
     return seconds
 
@@ -120,7 +127,7 @@ def main(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     keep_freed_memory(target)
     # Without the warm-up of the recipe, during which clips are degraded less.
-    ids: dict[str, Any] = {"batch_size": batch_size, "clips_per_epoch": 8 * TURN * batch_size, "warm_up": 0}
+    ids: dict[str, Any] = {"batch_size": batch_size, "clips_per_epoch": EPOCH * batch_size, "warm_up": 0}
     ids |= {"validation_clips": batch_size, "max_epochs": 10**6} | ({"backbone": backbone} if backbone else {})
     ids |= {"clip_size": list(clip_size)} if clip_size else {}
     wanted = tasks.split(",") if isinstance(tasks, str) and tasks else list(tasks)
@@ -144,7 +151,7 @@ def main(
         }
         print(file.stem, result["tasks"][file.stem]["ratios"], file=sys.stderr, flush=True)
     configured = load_workflow(BUNDLE, "train", overrides=ids).parser
-    result["settings"] = {key: configured[key] for key in ("backbone", "clip_size", "batch_size")} | {
+    result["settings"] = {key: configured[key] for key in ("backbone", "clip_size", "clip_scales", "batch_size")} | {
         "turns": turns,
         "precision": "bfloat16" if has_fast_bfloat16(target) else "float32",
     }

@@ -89,6 +89,7 @@ def main(volumes: tuple[int, ...] = (1000, 10_000), output: str = "") -> None:
             ids = {
                 "dataset_dir": str(data),
                 "num_classes": CLASSES,
+                "clip_size": [32, 32, 32],
                 "max_epochs": 6,
                 "lr_milestones": [4],
                 "progress": False,

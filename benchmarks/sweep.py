@@ -57,7 +57,7 @@ def main(folder: str, num_per_class: int = 500, epochs: int = 6, trials: int = 3
     content = {
         "bundle": str(ROOT / "bundles" / "subtomogram_classification"),
         "overlays": [str(ROOT / "configs" / "quickstart.json")],
-        "ids": {"num_classes": CLASSES, "max_epochs": epochs},
+        "ids": {"num_classes": CLASSES, "clip_size": [32, 32, 32], "max_epochs": epochs},
         "axes": {"dataset": {"fabricated": {}}, "seed": list(range(trials))},
     }
     file.write_text(json.dumps(content))

@@ -88,10 +88,10 @@ def timed(function: Any, *arguments: Any, **options: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def train_run(folder: Path, overlays: list[Path], data: Path, device: str) -> Path:
+def train_run(folder: Path, overlays: list[Path], data: Path, device: str, **more: Any) -> Path:
     """Train for one epoch: a run folder is what counts."""
     ids = {"dataset_dir": str(data), "num_classes": "2", "max_epochs": "1", "batch_size": "6", "device": device}
-    train_bundle(BUNDLE, folder, overlays=overlays, ids={**ids, "progress": "False"})
+    train_bundle(BUNDLE, folder, overlays=overlays, ids={**ids, "progress": "False", **more})
     return folder
 
 
@@ -163,7 +163,9 @@ def main(device: str = "cpu", num_workers: int = 0, particles: int = 1500, paper
         data = folder / "data"
         settings = SimulationSettings(neighbours=0, snr=0.5)
         write_dataset(data, settings, num_per_class=10, structures=["o_440kda", "c2_64kda"], clean=False)
-        small = train_run(folder / "small", [ROOT / "configs" / "quickstart.json"], data, device)
+        small = train_run(
+            folder / "small", [ROOT / "configs" / "quickstart.json"], data, device, clip_size=[32, 32, 32]
+        )
         large = train_run(folder / "paper", [], data, device)
         networks = {
             "paper": classification(large, located.select(range(paper)), folder, device, 16, num_workers),

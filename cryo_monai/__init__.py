@@ -32,6 +32,7 @@ _HOME = {
     "LoadVolumed": "volumes",
     "MRCReader": "mrc_reader",
     "MedMNISTEvaluator": "metrics",
+    "NativeSizeInferer": "inferers",
     "OwnTask": "generation.objectives",
     "PredictionWriter": "handlers",
     "Progress": "handlers",

@@ -1,15 +1,18 @@
-"""How an evaluator asks the network: once, once per axis, or with features left out at random."""
+"""How an engine asks the network: once, once per axis, with features left out at random, or at any clip size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from cryo_monai.backbones import look_up_backbone
 from cryo_monai.clips import TIME_AXES, put_time_first
+from cryo_monai.errors import InputError
+from cryo_monai.networks import VideoClassifier
 
 
 class AxisInferer(Inferer):
@@ -53,3 +56,35 @@ class DropoutInferer(AxisInferer):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
         return super().__call__(inputs, network, *args, **kwargs)
+
+
+class NativeSizeInferer(Inferer):
+    """Show a `VideoClassifier` clips of the size that they have, where it would resample all to its own.
+
+    Parameters
+    ----------
+    classifier : VideoClassifier
+        The network that is asked, without what wraps it for several processes.
+    sizes : sequence of sequence of int
+        What will be shown.
+
+    Raises
+    ------
+    InputError
+        When there are several sizes and the backbone takes one alone.
+    """
+
+    def __init__(self, classifier: VideoClassifier, sizes: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        if len({tuple(size) for size in sizes}) > 1 and look_up_backbone(classifier.backbone_name).tokens:
+            raise InputError(f"clip_scales: {classifier.backbone_name} takes clips of one size; give '[1.0]'")
+        self.classifier = classifier
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Score clips `(B, 1, D, H, W)`: `(B, classes)`."""
+        own = self.classifier.clip_size
+        self.classifier.clip_size = [inputs.shape[axis + 2] for axis in self.classifier.volume_axes]
+        try:
+            return network(inputs, *args, **kwargs)
+        finally:
+            self.classifier.clip_size = own

@@ -264,7 +264,7 @@ RECORDS: tuple[WeightRecord, ...] = (
 )
 
 # Made by `cryo-monai pretrain`; files without a URL lie in generated_weights/ beside this one.
-GENERATED: tuple[WeightRecord, ...] = (_generated("resnet18_narrow", "assemblies", (16, 16, 16), 64, 3.985),)
+GENERATED: tuple[WeightRecord, ...] = (_generated("resnet18_narrow", "assemblies", (24, 24, 24), 64, 3.985),)
 
 
 def all_records() -> tuple[WeightRecord, ...]:

@@ -222,7 +222,7 @@ def _load_own_checkpoint(
     allow_partial: Sequence[str],
 ) -> LoadReport:
     """Load backbone and input of a checkpoint of this package."""
-    saved = read_description(state["_extra_state"])
+    saved, said = read_description(state["_extra_state"]), read_pretraining(path)
     if saved["backbone"] != network.backbone_name:
         raise InputError(f"{path}: has backbone {saved['backbone']!r}, not {network.backbone_name!r}")
     if saved["intensity"] != network.intensity:
@@ -240,8 +240,21 @@ def _load_own_checkpoint(
         raise InputError(f"{path}: does not fit; first: {match.report.wrong[0]}. backbone_options may differ")
     network.backbone.load_state_dict(match.tensors, strict=False)
     network.mean, network.std = saved["mean"], saved["std"]
-    made = read_pretraining(path).get("command")
+    if said:
+        _tell_other_size(path, said.get("clip_sizes", [saved["clip_size"]]), network.clip_size)
+    made = said.get("command")
     return LoadReport(str(path), record, match.report, f"made by `{made}`" if made else "a checkpoint of this package")
+
+
+def _tell_other_size(path: Path, sizes: Sequence[Sequence[int]], own: Sequence[int]) -> None:
+    """Warn of clips beyond those that generated weights were made with: at other sizes they help little."""
+    least, most = ([side(axis) for axis in zip(*sizes, strict=True)] for side in (min, max))
+    if not all(low <= size <= high for low, size, high in zip(least, own, most, strict=True)):
+        made = " to ".join(" x ".join(map(str, size)) for size in (least, most)[: 1 + (least != most)])
+        here = " x ".join(map(str, own))
+        logger.warning(
+            "%s: made with clips of %s, here they are %s: weights help most at their own size", path, made, here
+        )
 
 
 def _set_input(network: VideoClassifier, report: LoadReport, input_range: str) -> None:

@@ -1,6 +1,7 @@
 """Generated assemblies: what they are, how they lie, that they are none of the targets; and what is learnt of them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,23 @@ def test_mass_is_conserved_within_the_box_and_turning_changes_none(bank: Assembl
         assert (made >= 0).all()
 
 
+@pytest.mark.parametrize("task", ["assemblies", "sprites"])
+def test_a_clip_of_another_size_shows_the_same_signal(task: str) -> None:
+    whole = {"noise_prob": 0.0, "shape_prob": 0.0, "wedge_prob": 0.0, "transfer_prob": 0.0}
+    clips = ClipGenerator((40, 48, 44), {task: 1.0}, num_assemblies=8, degradation=whole, clip_scales=[1.0, 0.5])
+    assert clips.sizes == [(40, 48, 44), (20, 24, 22)]
+    numbers = torch.arange(24)
+    large, labels = clips.generate(numbers)
+    small, same = clips.generate(numbers, size=clips.sizes[1])
+    torch.testing.assert_close(same, labels, atol=0, rtol=0, equal_nan=True)
+    means = torch.nn.functional.avg_pool3d(large, 2)
+    pairs = torch.stack([means.flatten(1), small.flatten(1)], 1)
+    alike = [float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
+    others = [float(torch.corrcoef(torch.stack([pairs[row - 1, 0], pairs[row, 1]]))[0, 1]) for row in range(24)]
+    assert min(alike) > 0.9
+    assert max(others) < min(alike)
+
+
 def test_the_target_of_the_axis_follows_the_pose() -> None:
     clips = ClipGenerator(SIZE, {"assemblies": 1.0}, num_assemblies=32, axis_head=True, symmetry_head=True)
     _, targets = clips.generate(torch.arange(300))
@@ -289,14 +307,16 @@ def test_accuracies_are_those_of_each_task() -> None:
 class Numbers:
     """Returns the numbers that clips would be made of, twice."""
 
-    at_once = 20
-
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int, int]] = ((8, 8, 8),)) -> None:
+        self.sizes = list(sizes)
         self.made: list[int] = []
 
-    def generate(self, numbers: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    def at_once(self) -> int:
+        return 20
+
+    def generate(self, numbers: Tensor, device: str, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         self.made.append(len(numbers))
-        return numbers, -numbers
+        return numbers + 1000 * size[0], -numbers
 
 
 def loader(count: int, **options: Any) -> GeneratedBatches:
@@ -310,9 +330,9 @@ def test_epochs_have_clips_of_their_own_and_none_are_those_held_out() -> None:
     for epoch in (1, 2, 3, 1000):
         for batches in (training, held_out):
             batches.set_epoch(epoch)
-        seen += torch.cat([batch["image"] for batch in training]).tolist()
+        seen += torch.cat([batch["image"] for batch in training]).sub(8000).tolist()
         kept = torch.cat([batch["image"] for batch in held_out])
-        assert kept.tolist() == list(range(HELD_OUT, HELD_OUT + 30))
+        assert kept.sub(8000).tolist() == list(range(HELD_OUT, HELD_OUT + 30))
     assert len(set(seen)) == 400
     assert 0 <= min(seen) < max(seen) < HELD_OUT
 
@@ -322,11 +342,26 @@ def test_batches_come_in_the_order_of_the_sampler_and_some_are_made_at_once() ->
     batches = loader(44, sampler=order)
     assert len(batches) == 6
     seen = list(batches)
-    assert [batch["image"].tolist() for batch in seen] == [order[first : first + 8] for first in range(0, 43, 8)]
+    assert [(batch["image"] - 8000).tolist() for batch in seen] == [
+        order[first : first + 8] for first in range(0, 43, 8)
+    ]
     assert torch.equal(torch.cat([batch["label"] for batch in seen]), -torch.tensor(order))
     assert batches.clips.made == [16, 16, 11]  # type: ignore[attr-defined]
     whole = loader(44, sampler=order, drop_last=True)
     assert [len(batch["image"]) for batch in whole] == [8] * 5
+
+
+def test_batches_take_the_sizes_in_turn_wherever_an_iteration_begins() -> None:
+    clips = Numbers([(4, 4, 4), (6, 6, 6), (8, 8, 8)])
+    sampler = ResumableSampler(ClipNumbers(clips, 90), seed=1)  # type: ignore[arg-type]
+    batches = GeneratedBatches(ClipNumbers(clips, 90), 8, sampler=sampler)  # type: ignore[arg-type]
+    whole = [batch["image"].tolist() for batch in batches]
+    assert clips.made == [16, 16, 16, 16, 16, 10]
+    assert [{number // 1000 for number in batch} for batch in whole] == [{4}, {6}, {8}] * 4
+    assert sorted(number % 1000 for batch in whole for number in batch) == list(range(90))
+    for done in range(1, 12):
+        sampler.skip = done * 8
+        assert [batch["image"].tolist() for batch in batches] == whole[done:]
 
 
 def test_batches_larger_than_what_is_made_at_once_are_whole() -> None:
@@ -334,13 +369,16 @@ def test_batches_larger_than_what_is_made_at_once_are_whole() -> None:
     assert [len(batch["image"]) for batch in GeneratedBatches(numbers, 30)] == [30, 20]
 
 
+@pytest.mark.parametrize("scales", [[1.0], [0.5, 1.0, 0.75]])
 @pytest.mark.parametrize("done", [1, 31, 32, 45])
-def test_an_iteration_that_begins_later_has_the_same_clips_bit_for_bit(done: int) -> None:
-    clips = ClipGenerator((16, 16, 16), {"fields": 1.0, "sprites": 1.0, "assemblies": 2.0}, num_assemblies=5)
+def test_an_iteration_that_begins_later_has_the_same_clips_bit_for_bit(done: int, scales: list[float]) -> None:
+    shares = {"fields": 1.0, "sprites": 1.0, "assemblies": 2.0}
+    clips = ClipGenerator((16, 16, 16), shares, num_assemblies=5, clip_scales=scales)
     numbers = ClipNumbers(clips, 400)
     sampler = ResumableSampler(numbers, seed=1)
     batches = GeneratedBatches(numbers, 8, sampler=sampler)
     whole = list(batches)
+    assert [batch["image"].shape[2:] for batch in whole[: len(scales)]] == [torch.Size(size) for size in clips.sizes]
     sampler.skip = done * 8
     rest = list(batches)
     assert len(rest) == 50 - done
@@ -354,6 +392,7 @@ def test_an_epoch_is_numbers_and_says_what_they_stand_for() -> None:
     numbers = ClipNumbers(tasks(), 7)
     assert [item["index"] for item in numbers] == list(range(7))
     assert numbers.description()["clips_per_epoch"] == 7
+    assert numbers.description()["sizes"] == [list(SIZE)]
     assert numbers.description()["classes"] == {"fields": 135, "sprites": 72, "assemblies": 5}
     with pytest.raises(InputError, match="must be 1 or more"):
         ClipNumbers(tasks(), 0)

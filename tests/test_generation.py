@@ -158,6 +158,12 @@ def test_frames_of_the_controls_are_those_of_the_moving_clips() -> None:
         ({"frames": "backwards"}, "'backwards' is not one of moving, still, shuffled"),
         ({"num_assemblies": 1}, "must be 2 or more"),
         ({"seed": -1}, "must be 0 or more"),
+        ({"clip_scales": []}, "must be a list of numbers above 0"),
+        ({"clip_scales": 1.0}, "must be a list of numbers above 0"),
+        ({"clip_scales": ["1.0"]}, "must be a list of numbers above 0"),
+        ({"clip_scales": [1.0, 0.0]}, "must be a list of numbers above 0"),
+        ({"clip_scales": [1.0, float("nan")]}, "must be a list of numbers above 0"),
+        ({"clip_scales": [1.0, 0.25]}, r"0\.25 makes clips of \[2, 4, 4\]; 4 is the least"),
         ({"degradation": {"noise_prob": 1.5}}, r"noise_prob: 1\.5 must lie between 0 and 1"),
         ({"degradation": {"noise_sd": [3.0, 0.2]}}, "two increasing numbers above 0"),
         ({"degradation": {"noise_sd": [0.0, 0.2]}}, "two increasing numbers above 0"),
@@ -168,6 +174,25 @@ def test_impossible_options_are_refused_in_one_line(change: dict[str, Any], word
     with pytest.raises(InputError, match=words) as caught:
         ClipGenerator(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_further_sizes_are_even_and_the_size_itself_is_as_given() -> None:
+    assert ClipGenerator((9, 13, 14), ALL, clip_scales=[1.0, 0.6, 1.333]).sizes == [
+        (9, 13, 14),
+        (6, 8, 8),
+        (12, 18, 18),
+    ]
+    whole = ClipGenerator((24, 24, 24), ALL, clip_scales=[0.667, 0.75, 0.833, 0.917, 1.083, 1.167, 1.25, 1.333])
+    assert [size[0] for size in whole.sizes] == [16, 18, 20, 22, 26, 28, 30, 32]
+
+
+def test_clips_of_a_size_are_those_of_a_generator_of_that_size() -> None:
+    numbers = torch.arange(40)
+    several = generator(clip_scales=[1.0, 1.5])
+    alone = ClipGenerator((16, 18, 20), ALL, num_assemblies=8)
+    assert several.sizes == [SIZE, alone.clip_size]
+    for made, same in zip(several.generate(numbers, size=several.sizes[1]), alone.generate(numbers), strict=True):
+        torch.testing.assert_close(made, same, atol=0, rtol=0, equal_nan=True)
 
 
 def fields_of(names: list[str], count: int, size: tuple[int, int, int] = (16, 24, 20)) -> Tensor:

@@ -12,7 +12,7 @@ from cryo_monai.backbones.resnets import resnet3d
 from cryo_monai.clips import TIME_AXES, ClipParameters, resample_clips
 from cryo_monai.errors import InputError
 from cryo_monai.filters import difference_of_gaussians, gaussian_kernel
-from cryo_monai.inferers import AxisInferer
+from cryo_monai.inferers import AxisInferer, NativeSizeInferer
 from cryo_monai.networks import VideoClassifier, has_fast_bfloat16, read_description, scale_intensity
 
 SHAPE = (10, 12, 14)
@@ -277,6 +277,30 @@ def test_averaging_axes_does_not_depend_on_which_comes_first(time_axis: str) -> 
         for volume in turned:
             assert torch.allclose(ask(volume, network).softmax(-1), probabilities, atol=1e-6)
         assert torch.equal(AxisInferer()(volumes, network), network(volumes))
+
+
+@pytest.mark.parametrize("time_axis", ["z", "y", "x"])
+def test_clips_are_seen_at_their_own_size_when_asked_for(time_axis: str) -> None:
+    network = small(time_axis=time_axis).eval()
+    clips = torch.rand(2, 1, *SHAPE)
+    same = small(time_axis=time_axis, clip_size=[SHAPE[axis] for axis in network.volume_axes]).eval()
+    ask = NativeSizeInferer(network, [SHAPE, (8, 8, 8)])
+    with torch.no_grad():
+        before = network(clips)
+        assert torch.equal(ask(clips, network), same(clips))
+        assert not torch.allclose(same(clips), before)
+        assert torch.equal(network(clips), before)
+    with pytest.raises(RuntimeError):
+        ask(torch.rand(2, 5, *SHAPE), network)
+    assert network.clip_size == list(SMALL["clip_size"])
+
+
+def test_a_network_whose_positions_hang_on_the_size_is_shown_no_other() -> None:
+    network = VideoClassifier(3, backbone="mvit_v2_s", clip_size=(4, 16, 16))
+    assert NativeSizeInferer(network, [(4, 16, 16)]).classifier is network
+    with pytest.raises(InputError, match=r"clip_scales: mvit_v2_s takes clips of one size; give '\[1\.0\]'") as caught:
+        NativeSizeInferer(network, [(4, 16, 16), (8, 32, 32)])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("narrow", "wide"), [(1.0, 2.0), (0.0, 1.5), (0.7, 6.0)])

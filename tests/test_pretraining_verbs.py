@@ -19,7 +19,7 @@ from conftest import BUNDLES, CONFIGS, SUBTOMOGRAMS, TINY
 from documented_inputs import flags_for
 from documented_pages import ROOT, blocks_of
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cryo_monai import downloads, weight_records
 from cryo_monai.__main__ import main
@@ -107,7 +107,7 @@ def test_the_file_says_how_it_was_made_and_nothing_of_when_and_where(run: tuple[
     assert said["licence"] == "Apache-2.0"
     assert said["data"] == "generated"
     assert said["task"] == "both.json"
-    assert (said["seed"], said["clip_size"]) == (1, [16, 16, 16])
+    assert (said["seed"], said["clip_size"], said["clip_sizes"]) == (1, [16, 16, 16], [[16, 16, 16]])
     assert said["clips"] == 16 * said["metrics"]["epoch"]
     assert shlex.split(said["command"])[:4] == ["cryo-monai", "pretrain", "configs/pretraining/both.json", "DIR"]
     assert "--max_epochs 3" in said["command"]
@@ -116,6 +116,25 @@ def test_the_file_says_how_it_was_made_and_nothing_of_when_and_where(run: tuple[
     rows = json.loads((folder / "metrics.json").read_text())["history"]
     assert note["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600, abs=1e-4)
     assert note["environment"]["threads"] == torch.get_num_threads()
+
+
+def test_clips_of_other_sizes_than_those_it_was_made_with_are_told(
+    run: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    several = tmp_path / "weights.safetensors"
+    with safe_open(str(run[0] / "weights.safetensors"), framework="pt") as file:
+        said = json.loads(file.metadata()["pretraining"]) | {"clip_sizes": [[16, 16, 16], [12, 20, 24]]}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it has no iterator
+    save_file(tensors, several, metadata={"pretraining": json.dumps(said)})
+    told = []
+    for weights in (run[0] / "weights.safetensors", several):
+        for clip_size in ((16, 16, 16), (12, 18, 24), (16, 16, 26)):
+            caplog.clear()
+            initialise(small_network(clip_size=clip_size), weights)
+            told.append([record.message for record in caplog.records if record.levelname == "WARNING"])
+    assert [len(messages) for messages in told] == [0, 1, 1, 0, 0, 1]
+    assert "made with clips of 16 x 16 x 16, here they are 12 x 18 x 24:" in told[1][0]
+    assert "made with clips of 12 x 16 x 16 to 16 x 20 x 24, here they are 16 x 16 x 26:" in told[5][0]
 
 
 @pytest.fixture

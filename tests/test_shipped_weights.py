@@ -37,6 +37,8 @@ def test_a_file_is_small_as_pinned_and_says_how_it_was_made(record: WeightRecord
     file = find_weights(record)
     assert file.stat().st_size < 20e6
     assert sha256_of(file) == pinned_hash(record)
+    pin = json.loads((ROOT / "cryo_monai" / "weight_pins.json").read_text())[record.name]
+    assert (pin["file"], pin["bytes"]) == (file.name, file.stat().st_size)
     with safe_open(str(file), framework="pt") as opened:
         about = json.loads(opened.metadata()["pretraining"])
     assert about["command"].startswith("cryo-monai pretrain ")

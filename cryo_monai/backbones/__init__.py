@@ -116,7 +116,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet18": _hara((2, 2, 2, 2), shortcut="A"),
     "resnet34": _hara((3, 4, 6, 3), shortcut="A"),
     # A quarter as wide, for CPUs and few volumes; its weights are generated_weights/.
-    "resnet18_narrow": _hara((2, 2, 2, 2), (16, 16, 16), shortcut="A", widths=(16, 32, 64, 128)),
+    "resnet18_narrow": _hara((2, 2, 2, 2), (24, 24, 24), shortcut="A", widths=(16, 32, 64, 128)),
     "resnet50": _hara((3, 4, 6, 3), block="bottleneck"),
     "resnet18_b": _hara((2, 2, 2, 2)),
     "resnet34_b": _hara((3, 4, 6, 3)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ class ClipNumbers(Dataset[dict[str, int]]):
 class GeneratedBatches(DataLoader[Any]):
     """A loader whose batches are made on the device, some at once: small batches cost more than their clips.
 
-    Which are made together does not depend on where an iteration begins (`ResumableSampler.skip`): clips are the same
-    to rounding in any company, and bit for bit in the same.
+    All clips of a batch have one size; batches take the sizes of `ClipGenerator` in turn. Neither that nor which are
+    made together depends on where an iteration begins (`ResumableSampler.skip`): clips are the same to rounding in any
+    company, and bit for bit in the same.
 
     Parameters
     ----------
@@ -73,6 +74,11 @@ class GeneratedBatches(DataLoader[Any]):
         Leave a last batch out that is not full.
     held_out : bool
         For validation: the same clips whatever the epoch, which training never sees.
+
+    Attributes
+    ----------
+    together : int
+        How many batches are made at once: as many of each size.
 
     Yields
     ------
@@ -95,7 +101,7 @@ class GeneratedBatches(DataLoader[Any]):
         self.device = device
         self.held_out = held_out
         self.epoch = 1
-        self._at_once = max(1, self.clips.at_once // batch_size)
+        self.together = len(self.clips.sizes) * max(1, self.clips.at_once() // batch_size)
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last)
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,20 +113,29 @@ class GeneratedBatches(DataLoader[Any]):
         first = HELD_OUT if self.held_out else (self.epoch - 1) * self.count
         done = self._step_back()
         batches: Iterator[list[int]] = iter(self.batch_sampler)  # type: ignore[arg-type]  # there, as batch_size is
-        while several := list(islice(batches, self._at_once)):
-            numbers = torch.tensor(list(chain.from_iterable(several))) + first
-            clips, targets = self.clips.generate(numbers, self.device)
-            sizes = [len(batch) for batch in several]
-            made = list(zip(torch.split(clips, sizes), torch.split(targets, sizes), strict=True))
-            for image, label in made[done:]:
+        while several := list(islice(batches, self.together)):
+            for image, label in self._made([torch.tensor(batch) + first for batch in several])[done:]:
                 yield {"image": image, "label": label}
             done = 0
+
+    def _made(self, batches: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Make clips and targets of batches of numbers, those of one size together."""
+        made: dict[int, tuple[Tensor, Tensor]] = {}
+        turns = len(self.clips.sizes)
+        for turn, size in enumerate(self.clips.sizes):
+            own = batches[turn::turns]
+            if own:
+                lengths = [len(batch) for batch in own]
+                clips, targets = self.clips.generate(torch.cat(own), self.device, size)
+                parts = zip(torch.split(clips, lengths), torch.split(targets, lengths), strict=True)
+                made |= zip(range(turn, len(batches), turns), parts, strict=True)
+        return [made[place] for place in range(len(batches))]
 
     def _step_back(self) -> int:
         """Let the sampler begin with the first of batches made together; return how many of them are not wanted."""
         if not isinstance(self.sampler, ResumableSampler):
             return 0
         step = int(self.batch_size or 1) * self.sampler.num_replicas
-        done = self.sampler.skip // step % self._at_once
+        done = self.sampler.skip // step % self.together
         self.sampler.skip -= done * step
         return done

@@ -17,6 +17,7 @@ from cryo_monai.generation.degradation import Degradation, degrade, eased, shape
 TASKS = ("fields", "sprites", "assemblies")
 FRAMES = ("moving", "still", "shuffled")
 AXIS_NUMBERS = 6  # of a symmetric 3 x 3 matrix
+Size = tuple[int, int, int]
 _AT_ONCE = 1 << 20  # voxels: few enough for a core's cache, many enough for what a batch costs whatever its size
 
 
@@ -43,6 +44,8 @@ class ClipGenerator:
         Ask for the symmetry of assemblies, and for the direction of their main axis, too.
     degradation : mapping, optional
         See `Degradation`.
+    clip_scales : sequence of float
+        Sizes that clips may be asked for, relative to ``clip_size`` and rounded to even numbers: attribute ``sizes``.
     seed : int
         Same seed, same clips, on any device but for rounding, and in any batch.
 
@@ -64,6 +67,7 @@ class ClipGenerator:
         symmetry_head: bool = False,
         axis_head: bool = False,
         degradation: Mapping[str, Any] | None = None,
+        clip_scales: Sequence[float] = (1.0,),
         seed: int = 0,
     ) -> None:
         if len(clip_size) != 3 or min(clip_size) < 4 or clip_size[2] % 2:
@@ -78,6 +82,12 @@ class ClipGenerator:
         if seed < 0:
             raise InputError(f"seed: {seed} must be 0 or more")
         self.clip_size = (int(clip_size[0]), int(clip_size[1]), int(clip_size[2]))
+        listed = isinstance(clip_scales, (list, tuple)) and len(clip_scales) > 0
+        if not listed or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in clip_scales):
+            raise InputError(f"clip_scales: {clip_scales} must be a list of numbers above 0, such as [1.0]")
+        self.sizes = [_scaled(self.clip_size, scale) for scale in clip_scales]
+        if min(map(min, self.sizes)) < 4:
+            raise InputError(f"clip_scales: {min(clip_scales)} makes clips of {list(min(self.sizes))}; 4 is the least")
         self.tasks = {name: float(tasks[name]) for name in TASKS if name in tasks}
         self.frames = frames
         self.crowded = crowded
@@ -113,17 +123,18 @@ class ClipGenerator:
         """Names of all outputs of a network, in order."""
         return [f"{group}:{name}" for group, names in self.groups.items() for name in names]
 
-    @property
-    def at_once(self) -> int:
-        """How many clips are quickest made together."""
-        return max(1, _AT_ONCE // math.prod(self.clip_size))
+    def at_once(self, size: Size | None = None) -> int:
+        """How many clips of a size are quickest made together."""
+        return max(1, _AT_ONCE // math.prod(size or self.clip_size))
 
     @property
     def num_outputs(self) -> int:
         """Outputs that a network needs."""
         return sum(len(names) for names in self.groups.values())
 
-    def generate(self, numbers: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    def generate(
+        self, numbers: Tensor, device: torch.device | str = "cpu", size: Size | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Make clips.
 
         Parameters
@@ -132,6 +143,9 @@ class ClipGenerator:
             `(B,)` int64, on the CPU: which clips.
         device : torch.device
             Where they are made.
+        size : tuple of int, optional
+            Their size, ``clip_size`` by default. The same clip of another size shows the same particle in the same pose
+            and the same sprite; of a noise field it has the same class, and noise is other noise of the same strength.
 
         Returns
         -------
@@ -140,11 +154,12 @@ class ClipGenerator:
             outputs, index of the symmetry or -1, and the main axis as the matrix ``n n^T``, or NaN where there is none.
         """
         device = torch.device(device)
-        parts = torch.split(numbers, self.at_once) if device.type == "cpu" else [numbers]
-        done = [self._chunk(part, device) for part in parts]
+        size = size or self.clip_size
+        parts = torch.split(numbers, self.at_once(size)) if device.type == "cpu" else [numbers]
+        done = [self._chunk(part, device, size) for part in parts]
         return torch.cat([clips for clips, _ in done]), torch.cat([targets for _, targets in done])
 
-    def _chunk(self, numbers: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _chunk(self, numbers: Tensor, device: torch.device, size: Size) -> tuple[Tensor, Tensor]:
         keys = sample_keys(self.seed, numbers)
         drawn = uniforms(keys, 2 + degradation.NUM_PARAMETERS + particles.NUM_PARAMETERS, stream=0)
         shares = torch.tensor(list(self.tasks.values()))
@@ -153,7 +168,7 @@ class ClipGenerator:
         parameters = eased(drawn[:, 2 : 2 + degradation.NUM_PARAMETERS], share)
         own = drawn[:, 2 + degradation.NUM_PARAMETERS :]
         batch = len(numbers)
-        signals = torch.zeros(batch, *self.clip_size, device=device)
+        signals = torch.zeros(batch, *size, device=device)
         extents = torch.zeros(batch)
         targets = torch.full((batch, 2 + AXIS_NUMBERS), float("nan"))
         targets[:, 1] = -1
@@ -168,13 +183,13 @@ class ClipGenerator:
                 continue
             there = rows.to(device)
             if task == "assemblies":
-                made = self._particles(own[rows], classes, rows, share[rows], extents, targets, device)
+                made = self._particles(own[rows], classes, rows, share[rows], extents, targets, device, size)
             elif task == "fields":
                 options = own_there[there, : fields.NUM_PARAMETERS]
-                made = fields.noise_fields(keys_there[there], options, classes.to(device), self.clip_size)
+                made = fields.noise_fields(keys_there[there], options, classes.to(device), size)
             else:
                 options = own_there[there, : sprites.NUM_PARAMETERS]
-                made = sprites.moving_sprites(options, classes.to(device), self.clip_size)
+                made = sprites.moving_sprites(options, classes.to(device), size)
             signals.index_add_(0, there, made)  # faster than setting them
         parameters = parameters.to(device)
         signals = shaped(signals, parameters[:, :3], self.degradation.shape_prob)
@@ -191,6 +206,7 @@ class ClipGenerator:
         extents: Tensor,
         targets: Tensor,
         device: torch.device,
+        size: Size,
     ) -> Tensor:
         """Make signals of assemblies, and note their extents and further targets."""
         here = particles.assembly_bank(self.num_assemblies)
@@ -206,11 +222,11 @@ class ClipGenerator:
         if device not in self._banks:
             self._banks[device] = here.to(device)
         moved = (value.to(device) for value in (poses.members, poses.rotations, poses.places, poses.extents))
-        return particles.render_particles(particles.Poses(*moved), self._banks[device], self.clip_size)
+        return particles.render_particles(particles.Poses(*moved), self._banks[device], size)
 
     def _arranged(self, signals: Tensor, keys: Tensor) -> Tensor:
         """Put the slices in the order that a control wants."""
-        depth = self.clip_size[0]
+        depth = signals.shape[1]
         if self.frames == "still":
             return signals[:, depth // 2, None].expand_as(signals).contiguous()
         if self.frames == "shuffled":
@@ -225,9 +241,18 @@ class ClipGenerator:
             "tasks": self.tasks,
             "classes": {task: len(names) for task, names in self._names.items()},
             "clip_size": list(self.clip_size),
+            "sizes": [list(size) for size in self.sizes],
             "frames": self.frames,
             "seed": self.seed,
         }
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    """Scale a size, to even numbers."""
+    if scale == 1:
+        return size
+    depth, height, width = (2 * round(side * scale / 2) for side in size)
+    return depth, height, width
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
