@@ -239,8 +239,8 @@ def all_flags() -> frozenset[str]:
 @cache
 def is_flag(name: str) -> bool:
     """Whether some verb, or some configuration of a bundle, has a flag."""
-    workflows = ((ROOT / bundle / "configs", files) for bundle in BUNDLES for files in FILES.values())
-    for folder, files in workflows:
+    workflows = [(ROOT / bundle / "configs", files) for bundle in BUNDLES for files in FILES.values()]
+    for folder, files in [*workflows, (ROOT / "bundles/generated_pretraining/configs", ("train.json",))]:
         if name in all_flags():
             return True
         parser = ConfigParser()
