@@ -86,6 +86,12 @@ def table(rows: list[dict[str, Any]], arms: Sequence[str], text: Callable[[dict[
     return "\n".join(lines)
 
 
+def _interval(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± half of its 95 % interval (Student)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):{sign}.1f} ± {half:.1f}"
+
+
 def gains(folder: Path, metric: str) -> str:
     """Return a table of differences in pairs of seeds to random weights, at the learning rate that suits them better.
 
@@ -104,8 +110,7 @@ def gains(folder: Path, metric: str) -> str:
         texts = []
         for arm in arms:
             pairs = [cell[arm][seed] - base[seed] for seed in cell.get(arm, {}) if seed in base]
-            half = stats.t.ppf(0.975, len(pairs) - 1) * np.std(pairs, ddof=1) / len(pairs) ** 0.5 if pairs else 0
-            texts.append(f"{np.mean(pairs):+.1f} ± {half:.1f}" if pairs else "")
+            texts.append(_interval(pairs, "+") if pairs else "")
         lines.append(f"| {NAMES[dataset]} | {100 * fraction:g} % | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -137,8 +142,7 @@ def scale_tables(folder: Path) -> str:
         values = [scores[metric] - (other[seed][metric] if base else 0) for seed, scores in own.items()]
         if not values or arm == base:
             return ""
-        half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        return f"{np.mean(values):{'+' if base else ''}.1f} ± {half:.1f}"
+        return _interval(values, "+" if base else "")
 
     lines = ["| pre-training | accuracy | AUC | gain in accuracy |", "|---|---|---|---|"]
     for arm in arms:

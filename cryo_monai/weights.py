@@ -247,7 +247,7 @@ def _load_own_checkpoint(
 
 
 def _tell_other_size(path: Path, sizes: Sequence[Sequence[int]], own: Sequence[int]) -> None:
-    """Warn of clips beyond those that generated weights were made with: at other sizes they help little."""
+    """Warn of clips beyond those that generated weights were made with: at other sizes they help less."""
     least, most = ([side(axis) for axis in zip(*sizes, strict=True)] for side in (min, max))
     if not all(low <= size <= high for low, size, high in zip(least, own, most, strict=True)):
         made = " to ".join(" x ".join(map(str, size)) for size in (least, most)[: 1 + (least != most)])
