@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -185,10 +186,10 @@ def _places(data: str) -> dict[str, str]:
 
 
 def _parts(only: str) -> dict[str, list[str]]:
-    """Read ``dataset=simulated|noble,seed=0``."""
+    """Read ``dataset=simulated|noble,seed=0``; names of values may have commas."""
     parts: dict[str, list[str]] = {}
-    for part in split_list(only):
-        axis, equals, values = part.partition("=")
+    for part in re.split(r",(?=[^,|=]*=)", only) if only else []:
+        axis, equals, values = part.strip(", ").partition("=")
         if not equals or not values:
             raise UsageError(f"--only {only}: give AXIS=VALUE, or AXIS=VALUE|VALUE, separated by commas")
         parts[axis] = values.split("|")

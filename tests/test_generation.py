@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cryo_monai.errors import InputError
 from cryo_monai.generation import ClipGenerator
-from cryo_monai.generation.counters import complex_normals, normals, sample_keys, uniforms
+from cryo_monai.generation.counters import complex_noise, normals, sample_keys, uniforms
 from cryo_monai.generation.fields import ANISOTROPIES, FIELD_CLASSES, noise_fields
 from cryo_monai.generation.fields import NUM_PARAMETERS as FIELD_PARAMETERS
 from cryo_monai.generation.sprites import NUM_PARAMETERS as SPRITE_PARAMETERS
@@ -64,11 +64,21 @@ def test_uniform_and_normal_numbers_are_what_they_say() -> None:
         moments = np.array([np.mean(bell), np.mean(bell**2) - 1, np.mean(bell**3), np.mean(bell**4) - 3])
         # The variances of powers of a normal number.
         assert np.abs(moments / np.sqrt(np.array([1, 2, 15, 96]) / len(bell))).max() < 4
-    power = torch.rand(30, 10, 12, 8) + 0.1
-    parts = torch.view_as_real(complex_normals(keys_of(30), power, stream=1) / power.sqrt())
+
+
+def test_coefficients_of_noise_are_even_and_voxels_are_normal() -> None:
+    power = torch.rand(60, 10, 12, 8) + 0.1
+    drawn = complex_noise(keys_of(60), power, stream=1)
+    parts = torch.view_as_real(drawn) / power.sqrt()[..., None]
     for part in (parts[..., 0], parts[..., 1]):
-        assert kstest(part.flatten().numpy(), "norm").pvalue > 1e-3
-    assert abs((parts[..., 0] * parts[..., 1]).mean()) < 0.03
+        assert kstest(part.flatten().numpy(), "uniform", args=(-math.sqrt(3), 2 * math.sqrt(3))).pvalue > 1e-3
+    assert abs((parts[..., 0] * parts[..., 1]).mean()) < 0.02
+    voxels = torch.fft.irfftn(drawn, s=SIZE, dim=(1, 2, 3))
+    scaled = voxels / voxels.square().mean((1, 2, 3), keepdim=True).sqrt()
+    assert kstest(scaled.flatten().numpy(), "norm").pvalue > 1e-3
+    written = torch.empty_like(drawn)
+    complex_noise(keys_of(60), power, stream=1, out=written)
+    assert torch.equal(written, drawn)
 
 
 def test_neighbouring_numbers_streams_positions_and_seeds_are_not_correlated() -> None:

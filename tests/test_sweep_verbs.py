@@ -133,6 +133,7 @@ def test_the_rehearsal_runs_at_a_smaller_size(tmp_path: Path, capsys: pytest.Cap
         (["--engine", "slurm"], "--engine slurm: give one of local, ray"),
         (["--only", "dataset"], "--only dataset: give AXIS=VALUE"),
         (["--only", "dataset=big"], "axis dataset has no value 'big'; there are small"),
+        (["--only", "seed=0,dataset=big, bigger|small,"], "axis dataset has no value 'big, bigger'; there are small"),
         (["--epochz", "5"], "--epochz: no such id in this bundle; did you mean"),
         (["--lr", "fast"], "--lr fast: give a number"),
         (["--workers", "-1"], "workers -1"),

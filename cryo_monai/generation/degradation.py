@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cryo_monai.errors import InputError
-from cryo_monai.generation.counters import complex_normals
+from cryo_monai.generation.counters import complex_noise
 from cryo_monai.simulation.microscope import contrast_transfer
 
 NUM_PARAMETERS = 14
-_NOISY, _NOISE_SD, _CUT, _TRANSFERRED = 3, 4, 8, 10  # columns
+_NOISY, _NOISE_SD, _CUT, _TRANSFERRED = 3, 4, 8, 10  # columns; those before are of `shaped`
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def shaped(signals: Tensor, parameters: Tensor, prob: float) -> Tensor:
 
 
 def degrade(signals: Tensor, keys: Tensor, parameters: Tensor, extents: Tensor, options: Degradation) -> Tensor:
-    """Image particles, add noise, and turn some signals dark, in place.
+    """Image particles, add noise, and turn some signals dark.
 
     Parameters
     ----------
@@ -107,40 +107,43 @@ def degrade(signals: Tensor, keys: Tensor, parameters: Tensor, extents: Tensor, 
         `(B, D, H, W)`: mean 0; the signal has variance 1, positive or negative contrast.
     """
     clip_size = signals.shape[1:]
-    noisy, sd, whiteness, blur, dark, cut, tilt, transferred, defocus, flipped, noise_cut = parameters[:, 3:].unbind(1)
-    low, high = options.noise_sd
-    level = torch.where(noisy < options.noise_prob, low * (high / low) ** sd, 0.0)
+    is_cut = (extents > 0) & (parameters[:, _CUT] < options.wedge_prob)
+    is_transferred = (extents > 0) & (parameters[:, _TRANSFERRED] < options.transfer_prob)
+    is_imaged = is_cut | is_transferred
+    is_noisy = parameters[:, _NOISY] < options.noise_prob
+    # Clips with neither, noise alone, both, and imaged ones without noise: all that have something lie side by side.
+    kind = torch.where(is_noisy, torch.where(is_imaged, 2, 1), torch.where(is_imaged, 3, 0))
+    order = kind.argsort(stable=True)
+    neither, noise_alone, both, _ = torch.bincount(kind, minlength=4).tolist()
+    plain, noisy = slice(0, neither + noise_alone), slice(neither, neither + noise_alone + both)
+    imaged = slice(plain.stop, len(kind))
+    signals, parameters = signals.index_select(0, order), parameters[order]
+    _, sd, whiteness, blur, dark, _, tilt, _, defocus, flipped, noise_cut = parameters[:, _NOISY:].unbind(1)
     sign = torch.where(dark < 0.5, -1.0, 1.0)
-    cut_off = (extents > 0) & (cut < options.wedge_prob)
-    through = (extents > 0) & (transferred < options.transfer_prob)
-    imaged = cut_off | through
-    cover = _wedge(cut_off, clip_size, tilt)
-    rows = torch.nonzero(level > 0)[:, 0]
+    cover = _wedge(is_cut[order], clip_size, tilt)
     # Tomograms have no noise in the wedge either; what is wrong with the detector or the tilts may leave some.
-    left = torch.where(noise_cut[rows, None, None] < 0.7, cover[rows], 1.0)
-    power = _noise_power(level[rows], whiteness[rows], blur[rows], left, clip_size)
-    spectrum = complex_normals(keys[rows], power, stream=2)
-    seen = torch.nonzero(imaged)[:, 0]
-    if len(seen):
-        transfer = _transfer(extents[seen], clip_size, defocus[seen], flipped[seen])
-        filters = torch.where(through[seen, None, None, None], transfer, 1.0)
-        filters *= cover[seen, : clip_size[0] // 2 + 1, None]
-        filtered = _filtered(signals.index_select(0, seen), filters, sign[seen])
-        rows, spectrum = _together((rows, spectrum), (seen, filtered))
+    left = torch.where(noise_cut[noisy, None, None] < 0.7, cover[noisy], 1.0)
+    low, high = options.noise_sd
+    power = _noise_power(low * (high / low) ** sd[noisy], whiteness[noisy], blur[noisy], left, clip_size)
+    spectrum = torch.empty(len(kind) - neither, *power.shape[1:], dtype=torch.complex64, device=signals.device)
+    complex_noise(keys[order[noisy]], power, stream=2, out=spectrum[: noise_alone + both])
+    signals[plain] *= (sign[plain] / _centre(signals[plain]))[:, None, None, None]
+    if imaged.start < imaged.stop:
+        filters = cover[imaged, : clip_size[0] // 2 + 1, None].expand(-1, -1, clip_size[1] // 2 + 1, -1).contiguous()
+        rows = torch.nonzero(is_transferred[order[imaged]])[:, 0]
+        seen = rows + imaged.start
+        filters[rows] *= _transfer(extents[order[seen]], clip_size, defocus[seen], flipped[seen])
+        filtered, deviation = _filtered(signals[imaged], filters)
+        # Real and imaginary parts lie side by side; in one pass.
+        own, scale = torch.view_as_real(filtered).flatten(1), (sign[imaged] / deviation)[:, None]
+        there = torch.view_as_real(spectrum).flatten(1)[noise_alone:]
+        there[:both].addcmul_(own[:both], scale[:both])
+        torch.mul(own[both:], scale[both:], out=there[both:])
     spectrum[:, 0, 0, 0] = 0
-    # Imaged signals come back with their noise, all others are there already.
-    signals *= torch.where(imaged, 0.0, sign / _centre(signals))[:, None, None, None]
-    return signals.index_add_(0, rows, torch.fft.irfftn(spectrum, s=clip_size, dim=(1, 2, 3)))
-
-
-def _together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Add spectra of some rows to spectra of others: rows that either has, in order, and their spectra."""
-    rows, places = torch.unique(torch.cat([one[0], other[0]]), return_inverse=True)
-    total = torch.zeros(len(rows), *one[1].shape[1:], dtype=one[1].dtype, device=rows.device)
-    for place, spectrum in zip(places.split([len(one[0]), len(other[0])]), (one[1], other[1]), strict=True):
-        # Adding complex numbers takes four times as long.
-        torch.view_as_real(total).index_add_(0, place, torch.view_as_real(spectrum))
-    return rows, total
+    made = torch.fft.irfftn(spectrum, s=clip_size, dim=(1, 2, 3))
+    signals[neither : plain.stop] += made[:noise_alone]
+    signals[imaged] = made[noise_alone:]
+    return signals.index_select(0, order.argsort())
 
 
 def _noise_power(level: Tensor, whiteness: Tensor, blur: Tensor, cover: Tensor, clip_size: torch.Size) -> Tensor:
@@ -170,23 +173,20 @@ def _noise_power(level: Tensor, whiteness: Tensor, blur: Tensor, cover: Tensor, 
     return power.view(-1, depth, height, width // 2 + 1).mul_(cover[:, :, None])
 
 
-def _filtered(signals: Tensor, filters: Tensor, sign: Tensor) -> Tensor:
-    """Return filtered spectra of signals, scaled to a standard deviation of 1.
+def _filtered(signals: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return filtered spectra of signals, without their means, and the standard deviations `(B,)` of what they are of.
 
     ``filters`` `(B, D // 2 + 1, H // 2 + 1, W // 2 + 1)` are the same for opposite frequencies along z and y.
     """
     clip_size = signals.shape[1:]
     spectrum: Tensor = torch.fft.rfftn(signals, dim=(1, 2, 3))
     along_z, along_y, _ = (along.abs().round().long() for along in _cycles(clip_size, signals.device))
-    # Real and imaginary parts lie side by side; complex numbers times real ones take three times as long.
-    numbers = torch.view_as_real(spectrum).flatten(3)
-    numbers *= filters[..., None].expand(-1, -1, -1, -1, 2).flatten(3).index_select(1, along_z).index_select(2, along_y)
+    spectrum *= filters.index_select(1, along_z).index_select(2, along_y)
     spectrum[:, 0, 0, 0] = 0
-    numbers = numbers.flatten(1)
+    numbers = torch.view_as_real(spectrum).flatten(1)
     weights = _counts(clip_size[2], signals.device)[:, None].expand(*spectrum.shape[1:], 2).flatten()
     deviation = ((numbers * numbers) @ weights).sqrt() / clip_size.numel()  # Parseval
-    numbers *= (sign / deviation.clamp(min=1e-12))[:, None]
-    return spectrum
+    return spectrum, deviation.clamp(min=1e-12)
 
 
 def _wedge(cut_off: Tensor, clip_size: torch.Size, tilt: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from cryo_monai.generation.counters import complex_normals
+from cryo_monai.generation.counters import complex_noise
 
 # Wavelength of the coarsest octave over the edge of a clip.
 SCALES = {"coarse": 1 / 2, "medium": 1 / 4, "fine": 1 / 8}
@@ -68,7 +68,7 @@ def noise_fields(keys: Tensor, parameters: Tensor, classes: Tensor, clip_size: t
     distance -= torch.round(distance)
     spread = distance.square_().mul_(-((depth / rate[:, None, None, None]) ** 2)).clamp_(min=-60).exp_()
     spread *= (power / spread.sum(1))[:, None]
-    spectrum = complex_normals(keys, spread, stream=1)
+    spectrum = complex_noise(keys, spread, stream=1)
     fields: Tensor = torch.fft.irfftn(spectrum, s=clip_size, dim=(1, 2, 3))
     return fields
 

@@ -18,7 +18,7 @@ TASKS = ("fields", "sprites", "assemblies")
 FRAMES = ("moving", "still", "shuffled")
 AXIS_NUMBERS = 6  # of a symmetric 3 x 3 matrix
 Size = tuple[int, int, int]
-_AT_ONCE = 1 << 20  # voxels: few enough for a core's cache, many enough for what a batch costs whatever its size
+_AT_ONCE = 1 << 21  # voxels: few enough for a core's cache, many enough for what a batch costs whatever its size
 
 
 class ClipGenerator:
@@ -157,6 +157,8 @@ class ClipGenerator:
         size = size or self.clip_size
         parts = torch.split(numbers, self.at_once(size)) if device.type == "cpu" else [numbers]
         done = [self._chunk(part, device, size) for part in parts]
+        if len(done) == 1:
+            return done[0]
         return torch.cat([clips for clips, _ in done]), torch.cat([targets for _, targets in done])
 
     def _chunk(self, numbers: Tensor, device: torch.device, size: Size) -> tuple[Tensor, Tensor]:
@@ -168,7 +170,7 @@ class ClipGenerator:
         parameters = eased(drawn[:, 2 : 2 + degradation.NUM_PARAMETERS], share)
         own = drawn[:, 2 + degradation.NUM_PARAMETERS :]
         batch = len(numbers)
-        signals = torch.zeros(batch, *size, device=device)
+        signals = torch.zeros(batch if len(self.tasks) > 1 else 0, *size, device=device)
         extents = torch.zeros(batch)
         targets = torch.full((batch, 2 + AXIS_NUMBERS), float("nan"))
         targets[:, 1] = -1
@@ -190,7 +192,8 @@ class ClipGenerator:
             else:
                 options = own_there[there, : sprites.NUM_PARAMETERS]
                 made = sprites.moving_sprites(options, classes.to(device), size)
-            signals.index_add_(0, there, made)  # faster than setting them
+            # Adding is faster than setting.
+            signals = signals.index_add_(0, there, made) if len(self.tasks) > 1 else made
         parameters = parameters.to(device)
         signals = shaped(signals, parameters[:, :3], self.degradation.shape_prob)
         signals = self._arranged(signals, keys_there)

@@ -176,6 +176,28 @@ ASSEMBLIES: tuple[Assembly, ...] = (
 )
 
 
+def blob_widths(masses: Tensor, resolution: Tensor) -> Tensor:
+    """Return standard deviations in Å of the Gaussians that stand for blobs of masses in kDa, at a resolution in Å.
+
+    The second moment is that of a solid sphere of the mass plus that of a low-pass to the resolution (sigma = 0.225 x
+    resolution, the convention of Chimera's molmap).
+    """
+    radii = (3 * masses * ANGSTROM3_PER_KDA / (4 * torch.pi)) ** (1 / 3)
+    return torch.sqrt(radii**2 / 5 + (0.225 * resolution) ** 2)
+
+
+def blob_profile(places: Tensor, centres: Tensor, widths: Tensor) -> Tensor:
+    """Return blobs along an axis, 1 at their centres; all in Å, of shapes that go together."""
+    # Beyond 7 sigma nothing is left; without the limit the products would be denormal numbers, which are slow.
+    return (places - centres).div_(widths).square_().mul_(-0.5).clamp_(min=-24.5).exp_()
+
+
+def blob_peaks(masses: Tensor, widths: Tensor, voxel_volume: Tensor) -> Tensor:
+    """Return densities in kDa per voxel at the centres of blobs: of masses in kDa, widths in Å, volume in Å^3."""
+    peaks: Tensor = masses * voxel_volume / ((2 * torch.pi) ** 1.5 * widths**3)
+    return peaks
+
+
 def render_density(
     centres: Tensor,
     masses: Tensor,
@@ -186,8 +208,7 @@ def render_density(
 ) -> Tensor:
     """Sample blobs on a grid, without interpolation.
 
-    Each blob is a Gaussian: the second moment of a solid sphere of its mass plus that of a low-pass to ``resolution``
-    (sigma = 0.225 x resolution, the convention of Chimera's molmap).
+    Each blob is a Gaussian of `blob_widths`.
 
     Parameters
     ----------
@@ -210,16 +231,13 @@ def render_density(
     edges = torch.as_tensor(voxel_size, dtype=centres.dtype, device=centres.device).expand(len(centres), 3)
     low_pass = torch.as_tensor(resolution, dtype=centres.dtype, device=centres.device).reshape(-1, 1)
     masses = masses.expand(len(centres), -1)
-    sphere = (3 * masses * ANGSTROM3_PER_KDA / (4 * torch.pi)) ** (1 / 3)
-    sigma = torch.sqrt(sphere**2 / 5 + (0.225 * low_pass) ** 2)
+    sigma = blob_widths(masses, low_pass)
     profiles = []
     for axis, size in enumerate(box):
         grid = (torch.arange(size, dtype=centres.dtype, device=centres.device) - size // 2) * edges[:, axis, None]
-        offset = (grid[..., None] - centres[:, None, :, axis]).div_(sigma[:, None])
-        # Beyond 7 sigma nothing is left; without the limit the products would be denormal numbers, which are slow.
-        profiles.append(offset.square_().mul_(-0.5).clamp_(min=-24.5).exp_())
+        profiles.append(blob_profile(grid[..., None], centres[:, None, :, axis], sigma[:, None]))
     along_z, along_y, along_x = profiles
-    peaks = masses * edges.prod(1, keepdim=True) / ((2 * torch.pi) ** 1.5 * sigma**3)
+    peaks = blob_peaks(masses, sigma, edges.prod(1, keepdim=True))
     # (B, z, y, n) times (B, n, x)
     plane = (peaks[:, None] * along_z).unsqueeze(2) * along_y.unsqueeze(1)
     volume: Tensor = torch.bmm(plane.flatten(1, 2), along_x.transpose(1, 2))
