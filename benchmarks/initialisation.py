@@ -37,17 +37,22 @@ SETS = {"ten": "accuracy", "shared_ten": "accuracy", "adrenal": "auc"}
 NAMES = {"ten": "ten simulated assemblies", "shared_ten": "ten atomic models", "adrenal": "AdrenalMNIST3D"}
 SCALED = "shared_ten"  # data set of the second sweep
 CLIPS = {"8 k clips": 8192, "33 k clips": 32768, "131 k clips": 131072, "328 k clips": 327680}
-LARGER_CLIPS = {"131 k clips of 24 x 24 x 24": 131072, "328 k clips of 24 x 24 x 24": 327680}
+LARGER_CLIPS = {
+    "131 k clips of 24 x 24 x 24": 131072,
+    "328 k clips of 24 x 24 x 24": 327680,
+    "983 k clips of 24 x 24 x 24": 983040,
+}
 CLASSES = {
     "131 k clips, 16 classes": 16,
     "131 k clips": 64,
     "131 k clips, 256 classes": 256,
     "131 k clips, 1024 classes": 1024,
 }
+LARGER_CLASSES = {"328 k clips of 24 x 24 x 24": 64, "328 k clips of 24 x 24 x 24, 256 classes": 256}
 SIDES = {"131 k clips": 16, "131 k clips of 24 x 24 x 24": 24, "131 k clips of 32 x 32 x 32": 32}
 CURVES = {  # axis of the second picture to its curves
     "generated clips, 64 classes": {"clips of 16 x 16 x 16": CLIPS, "24 x 24 x 24": LARGER_CLIPS},
-    "classes, 131 thousand clips": {"": CLASSES},
+    "classes": {"131 thousand clips of 16 x 16 x 16": CLASSES, "328 thousand of 24 x 24 x 24": LARGER_CLASSES},
     "side of the clips in voxels, 131 thousand clips": {"": SIDES},
 }
 
@@ -201,8 +206,8 @@ def draw_scale(rows: list[dict[str, Any]], target: Path) -> None:
         if (0.2, "random") in means:
             axis.axhline(means[0.2, "random"], color="gray", ls=":", label="random weights")
         axis.set(xscale="linear" if curves.get("") is SIDES else "log", xlabel=label)
+        axis.legend(fontsize=8)
     axes[0].set_ylabel(f"test accuracy, 20 % of the labels\n({NAMES[SCALED]})")
-    axes[0].legend(fontsize=8)
     figure.savefig(target, dpi=120, metadata={"Software": "cryo-monai"})
 
 
