@@ -90,7 +90,8 @@ def normals(keys: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
 def complex_noise(keys: Tensor, power: Tensor, *, stream: int, out: Tensor | None = None) -> Tensor:
     """Draw complex numbers whose parts have mean 0 and these variances, as coefficients of noise.
 
-    Parts are even, not normal, which takes half the time: voxels are sums over all of them, and normal all the same.
+    Parts are uniform, not normal, which takes half the time: voxels are sums over all of them, and normal all the same
+    unless a few have nearly all the power.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def complex_noise(keys: Tensor, power: Tensor, *, stream: int, out: Tensor | Non
         Where to write them.
     """
     bits = _bits(keys, math.prod(power.shape[1:]), stream).view_as(power)
-    unit = (power * (12 / 2**32)).sqrt_()  # the variance of whole numbers below n is n^2 / 12
+    unit = power.sqrt().mul_(math.sqrt(12) / 2**16)  # the variance of whole numbers below n is n^2 / 12
     real = (bits >> 16).float().add_(0.5).mul_(unit)
     return torch.complex(real, bits.bitwise_and_(0xFFFF).float().sub_(2**15 - 0.5).mul_(unit), out=out)
 

@@ -174,7 +174,7 @@ def _noise_power(level: Tensor, whiteness: Tensor, blur: Tensor, cover: Tensor, 
 
 
 def _filtered(signals: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return filtered spectra of signals, without their means, and the standard deviations `(B,)` of what they are of.
+    """Return spectra of filtered signals, without their means, and the standard deviations `(B,)` of these signals.
 
     ``filters`` `(B, D // 2 + 1, H // 2 + 1, W // 2 + 1)` are the same for opposite frequencies along z and y.
     """

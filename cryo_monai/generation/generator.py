@@ -18,7 +18,7 @@ TASKS = ("fields", "sprites", "assemblies")
 FRAMES = ("moving", "still", "shuffled")
 AXIS_NUMBERS = 6  # of a symmetric 3 x 3 matrix
 Size = tuple[int, int, int]
-_AT_ONCE = 1 << 21  # voxels: few enough for a core's cache, many enough for what a batch costs whatever its size
+_AT_ONCE = 1 << 21  # voxels, measured quickest: many enough for what a batch costs whatever its size
 
 
 class ClipGenerator:
@@ -170,7 +170,7 @@ class ClipGenerator:
         parameters = eased(drawn[:, 2 : 2 + degradation.NUM_PARAMETERS], share)
         own = drawn[:, 2 + degradation.NUM_PARAMETERS :]
         batch = len(numbers)
-        signals = torch.zeros(batch if len(self.tasks) > 1 else 0, *size, device=device)
+        parts = []
         extents = torch.zeros(batch)
         targets = torch.full((batch, 2 + AXIS_NUMBERS), float("nan"))
         targets[:, 1] = -1
@@ -192,8 +192,13 @@ class ClipGenerator:
             else:
                 options = own_there[there, : sprites.NUM_PARAMETERS]
                 made = sprites.moving_sprites(options, classes.to(device), size)
-            # Adding is faster than setting.
-            signals = signals.index_add_(0, there, made) if len(self.tasks) > 1 else made
+            parts.append((there, made))
+        if len(parts) == 1:
+            signals = parts[0][1]
+        else:
+            signals = torch.zeros(batch, *size, device=device)
+            for there, made in parts:
+                signals.index_add_(0, there, made)  # faster than setting them
         parameters = parameters.to(device)
         signals = shaped(signals, parameters[:, :3], self.degradation.shape_prob)
         signals = self._arranged(signals, keys_there)

@@ -183,9 +183,9 @@ def render_particles(poses: Poses, bank: AssemblyBank, clip_size: tuple[int, int
 
 
 def _summed(profiles: Tensor, counts: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
-    """Sum the blobs of clips that have so many each, a few clips of about as many at once.
+    """Sum the blobs of every clip, whose counts are given, a few clips with about as many at once.
 
-    So few on a CPU that the products of profiles along y and x, of all their blobs, stay in a core's cache.
+    So few on a CPU that the products of profiles along y and x, of all their blobs, stay in its cache.
     """
     none = len(profiles)
     profiles = torch.nn.functional.pad(profiles, (0, 0, 0, 1))
