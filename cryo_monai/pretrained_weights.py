@@ -44,7 +44,7 @@ def bundle_of_task(task: str | os.PathLike[str]) -> Path:
     """
     file = Path(task)
     if not file.is_file():
-        raise InputError(f"{file}: no such file; give a task, such as configs/pretraining/both.json")
+        raise InputError(f"{file}: no such file; give a task, such as configs/pretraining/assemblies.json")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ def pretrain(file: str, output_dir: str, overlays: str = "", resume: bool = Fals
     made and has their SHA-256. The same command makes them again.
 
     Args:
-        file: the task, such as configs/pretraining/both.json.
+        file: the task, such as configs/pretraining/assemblies.json.
         output_dir: run folder.
         overlays: comma-separated JSON files that change the recipe, such as configs/backbones/resnet18.json.
         resume: go on with the run in output_dir, with what it was started with; of a finished one the weights are

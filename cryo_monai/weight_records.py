@@ -316,7 +316,7 @@ def generated_record(backbone: str) -> WeightRecord:
     for record in GENERATED:
         if record.backbone == backbone:
             return record
-    command = f"cryo-monai pretrain configs/pretraining/both.json DIR --backbone {backbone}"
+    command = f"cryo-monai pretrain configs/pretraining/assemblies.json DIR --backbone {backbone}"
     raise InputError(
         f"backbone {backbone!r} has no generated weights; make them (`{command}`), then give "
         "--weights DIR/weights.safetensors; or --weights None for random ones"

@@ -195,7 +195,7 @@ def test_a_folder_with_a_run_and_another_task_are_refused(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "task.json: no such file; give a task, such as configs/pretraining/both.json"),
+        (None, "task.json: no such file; give a task, such as configs/pretraining/assemblies.json"),
         ("{", "task.json: not readable as JSON"),
         ("[1]", "task.json: no task of pre-training: it names no bundle"),
         ('{"seed": 1}', "task.json: no task of pre-training: it names no bundle"),
@@ -406,7 +406,7 @@ def test_generated_weights_are_no_video_weights(shipped: WeightRecord) -> None:
 def test_where_there_are_none_the_line_says_how_to_make_them() -> None:
     with pytest.raises(InputError, match="backbone 'rb3d' has no generated weights") as caught:
         initialise(VideoClassifier(3, backbone="rb3d", clip_size=(16, 16, 16)), "generated")
-    assert "`cryo-monai pretrain configs/pretraining/both.json DIR --backbone rb3d`" in str(caught.value)
+    assert "`cryo-monai pretrain configs/pretraining/assemblies.json DIR --backbone rb3d`" in str(caught.value)
     assert "--weights DIR/weights.safetensors" in str(caught.value)
 
 
