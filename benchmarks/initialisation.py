@@ -206,8 +206,10 @@ def draw_scale(rows: list[dict[str, Any]], target: Path) -> None:
         if (0.2, "random") in means:
             axis.axhline(means[0.2, "random"], color="gray", ls=":", label="random weights")
         axis.set(xscale="linear" if curves.get("") is SIDES else "log", xlabel=label)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper right")
     axes[0].set_ylabel(f"test accuracy, 20 % of the labels\n({NAMES[SCALED]})")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, high + 0.3 * (high - low))  # room for the legends
     figure.savefig(target, dpi=120, metadata={"Software": "cryo-monai"})
 
 
