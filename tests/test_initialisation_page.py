@@ -1,7 +1,8 @@
-"""Numbers of docs/initialisation.md are those of the trainings in benchmarks/results."""
+"""Tables of docs/initialisation.md, but that of epochs, are those of the trainings in benchmarks/results."""
 
 import csv
 import importlib
+import json
 from types import ModuleType
 
 import pytest
@@ -89,3 +90,14 @@ def test_the_tables_of_scale_are_those_of_the_committed_trainings(tables: Module
     lines = [line for line in tables.scale_tables(tables.RESULTS / "pretraining_scale").splitlines() if "±" in line]
     assert len(lines) > 12
     assert [line for line in lines if line not in PAGE] == []
+
+
+def test_noise_is_that_of_the_committed_benchmark() -> None:
+    arms = ("random", "random, lr 0.0003", "motion", "assemblies", "both")
+    measured = json.loads((ROOT / "benchmarks" / "results" / "noise_robustness-cpu.json").read_text())["rows"]
+    found = {(NAMES[row["dataset"]], f"{row['noise']:g}", row["initialisation"]): row for row in measured}
+    rows = rows_below(f"| target | added noise | {' | '.join(arms)} |")
+    assert len(rows) == 6
+    for target, noise, *cells in rows:
+        own = [found[target, noise, arm] for arm in arms]
+        assert cells == [f"{100 * row['accuracy']:.1f} ± {100 * row['half_interval']:.1f}" for row in own]

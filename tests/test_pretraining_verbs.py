@@ -445,8 +445,8 @@ def test_the_documented_commands_run(
         elif words[0] == "train":
             words += ["--report", "False", *flags_for({**TINY, "max_epochs": 1, "num_classes": 3})]
         assert main(words) == 0, command.text
-    assert (tmp_path / "runs" / "both" / "weights.safetensors").is_file()
+    assert (tmp_path / "runs" / "assemblies" / "weights.safetensors").is_file()
     if page != "docs/backbones.md":
         return
     begun = json.loads((tmp_path / "RUN" / "run.json").read_text())["initialisation"]
-    assert begun["sha256"] == note_of(tmp_path / "runs" / "both")["sha256"]
+    assert begun["sha256"] == note_of(tmp_path / "runs" / "assemblies")["sha256"]
