@@ -30,6 +30,13 @@ SPRITE_CLASSES = tuple(
     f"{lobes}_lobed_{filling}_{motion}" for lobes, filling, motion in itertools.product(LOBES, FILLINGS, MOTIONS)
 )
 NUM_PARAMETERS = 10
+# Chebyshev polynomials: of the cosine, those of 2 to 5 times the angle.
+_MULTIPLES = (
+    (-1.0, 0.0, 2.0, 0.0, 0.0, 0.0),
+    (0.0, -3.0, 0.0, 4.0, 0.0, 0.0),
+    (1.0, 0.0, -8.0, 0.0, 8.0, 0.0),
+    (0.0, 5.0, 0.0, -20.0, 0.0, 16.0),
+)
 
 
 def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
@@ -65,10 +72,17 @@ def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, in
     offset_y = (along_y - (0.7 * place_y + move_y * step - 0.35)[..., None])[..., None]
     offset_x = (along_x - (0.7 * place_x + move_x * step - 0.35)[..., None])[..., None, :]
     size, turned = size[..., None, None], turned[..., None, None]
-    lobes, lobe_depth = lobes[:, None, None, None], (0.25 + 0.2 * lobe_depth)[..., None, None]
+    lobe_depth = (0.25 + 0.2 * lobe_depth)[..., None, None]
     sharpness = min(height, width) / 1.5  # the edge is about a pixel wide
-    distance = ((offset_y * sharpness) ** 2 + (offset_x * sharpness) ** 2).sqrt_()
-    ripples = torch.atan2(offset_y, offset_x).mul_(lobes).sub_(lobes * turned).cos_()
+    distance = ((offset_y * sharpness) ** 2 + (offset_x * sharpness) ** 2).sqrt_().clamp_(min=1e-6)
+    # Cosine of the angle from the first lobe; polynomials of it are the cosines of its multiples.
+    cosine = offset_y * (sharpness * torch.sin(turned)) + offset_x * (sharpness * torch.cos(turned))
+    cosine /= distance
+    factors = torch.tensor(_MULTIPLES, device=device)[lobes - 2][..., None, None, None].unbind(1)
+    ripples = cosine * factors[-1]
+    for factor in factors[-2:0:-1]:
+        ripples.add_(factor).mul_(cosine)
+    ripples += factors[0]
     edge = ripples.mul_(lobe_depth).add_(1).mul_(sharpness * size)
     inside = (edge - distance).sigmoid_()
     hollow = torch.nonzero(ring)[:, 0]
@@ -86,7 +100,7 @@ def _factors(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return lobes `(B,)`, whether rings `(B,)`, and motions `(B, 4)`, of classes."""
     device = classes.device
     motions = torch.tensor(list(MOTIONS.values()), dtype=torch.float32, device=device)
-    lobes = torch.tensor(LOBES, dtype=torch.float32, device=device)
+    lobes = torch.tensor(LOBES, device=device)
     rest = classes // len(MOTIONS)
     return lobes[rest // len(FILLINGS)], rest % len(FILLINGS), motions[classes % len(MOTIONS)]
 
