@@ -29,7 +29,7 @@ from cryo_monai.generation.particles import (
     render_particles,
     uniform_quaternions,
 )
-from cryo_monai.simulation.assemblies import ANGSTROM3_PER_KDA, ASSEMBLIES
+from cryo_monai.simulation.assemblies import ANGSTROM3_PER_KDA, ASSEMBLIES, render_density
 
 SIZE = (10, 12, 14)
 BANK = 4096
@@ -162,6 +162,20 @@ def test_mass_is_conserved_within_the_box_and_turning_changes_none(bank: Assembl
             made.sum((1, 2, 3)), bank.masses[members].sum(1), rtol=1e-2, atol=0
         )  # voxels of 40 Å
         assert (made >= 0).all()
+
+
+def test_crowded_clips_are_sums_of_what_the_simulator_renders(bank: AssemblyBank) -> None:
+    numbers = uniforms(sample_keys(1, torch.arange(40)), NUM_PARAMETERS, stream=0)
+    poses = draw_poses(numbers, torch.arange(40) % BANK, bank, crowded=torch.full((40,), 0.6))
+    assert 10 < (poses.members[:, 1] >= 0).sum() < 35
+    made = render_particles(poses, bank, SIZE)
+    expected = torch.zeros_like(made)
+    for clip, place in torch.nonzero(poses.members >= 0).tolist():
+        member, voxels = poses.members[clip, place], poses.extents[clip] / torch.tensor(SIZE)
+        centres = bank.centres[member] @ poses.rotations[clip, place].T + poses.places[clip, place]
+        options = {"box": SIZE, "voxel_size": voxels, "resolution": max(20.0, 2 * float(voxels.max()))}
+        expected[clip] += render_density(centres[None], bank.masses[member], **options)[0]
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["assemblies", "sprites"])

@@ -11,7 +11,13 @@ import itertools
 import torch
 from torch import Tensor
 
-LOBES = (2, 3, 4, 5)
+# Numbers of lobes, each with the polynomial (Chebyshev) that makes of a cosine that of so many times the angle.
+LOBES = {
+    2: (-1.0, 0.0, 2.0, 0.0, 0.0, 0.0),
+    3: (0.0, -3.0, 0.0, 4.0, 0.0, 0.0),
+    4: (1.0, 0.0, -8.0, 0.0, 8.0, 0.0),
+    5: (0.0, 5.0, 0.0, -20.0, 0.0, 16.0),
+}
 FILLINGS = ("disc", "ring")
 # (y, x) displacement, rotation and growth per unit of time; time runs from -1 to 1.
 MOTIONS = {
@@ -30,13 +36,6 @@ SPRITE_CLASSES = tuple(
     f"{lobes}_lobed_{filling}_{motion}" for lobes, filling, motion in itertools.product(LOBES, FILLINGS, MOTIONS)
 )
 NUM_PARAMETERS = 10
-# Chebyshev polynomials: of the cosine, those of 2 to 5 times the angle.
-_MULTIPLES = (
-    (-1.0, 0.0, 2.0, 0.0, 0.0, 0.0),
-    (0.0, -3.0, 0.0, 4.0, 0.0, 0.0),
-    (1.0, 0.0, -8.0, 0.0, 8.0, 0.0),
-    (0.0, 5.0, 0.0, -20.0, 0.0, 16.0),
-)
 
 
 def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, int, int]) -> Tensor:
@@ -59,7 +58,7 @@ def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, in
     """
     depth, height, width = clip_size
     device = parameters.device
-    lobes, ring, motion = _factors(classes)
+    polynomial, ring, motion = _factors(classes)
     time, along_y, along_x = (_centred(size, device) for size in (depth, height, width))
     place_y, place_x, radius, lobe_depth, first, speed, wavelength, direction, phase, strength = parameters[
         :, :, None
@@ -75,14 +74,14 @@ def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, in
     lobe_depth = (0.25 + 0.2 * lobe_depth)[..., None, None]
     sharpness = min(height, width) / 1.5  # the edge is about a pixel wide
     distance = ((offset_y * sharpness) ** 2 + (offset_x * sharpness) ** 2).sqrt_().clamp_(min=1e-6)
-    # Cosine of the angle from the first lobe; polynomials of it are the cosines of its multiples.
+    # Cosine of the angle from the first lobe, and a polynomial of it, the highest power first.
     cosine = offset_y * (sharpness * torch.sin(turned)) + offset_x * (sharpness * torch.cos(turned))
     cosine /= distance
-    factors = torch.tensor(_MULTIPLES, device=device)[lobes - 2][..., None, None, None].unbind(1)
-    ripples = cosine * factors[-1]
-    for factor in factors[-2:0:-1]:
+    constant, *factors = polynomial[..., None, None, None].unbind(1)
+    ripples = torch.zeros_like(cosine)
+    for factor in reversed(factors):
         ripples.add_(factor).mul_(cosine)
-    ripples += factors[0]
+    ripples += constant
     edge = ripples.mul_(lobe_depth).add_(1).mul_(sharpness * size)
     inside = (edge - distance).sigmoid_()
     hollow = torch.nonzero(ring)[:, 0]
@@ -97,10 +96,10 @@ def moving_sprites(parameters: Tensor, classes: Tensor, clip_size: tuple[int, in
 
 
 def _factors(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return lobes `(B,)`, whether rings `(B,)`, and motions `(B, 4)`, of classes."""
+    """Return polynomials of the lobes `(B, 6)`, whether rings `(B,)`, and motions `(B, 4)`, of classes."""
     device = classes.device
     motions = torch.tensor(list(MOTIONS.values()), dtype=torch.float32, device=device)
-    lobes = torch.tensor(LOBES, device=device)
+    lobes = torch.tensor(list(LOBES.values()), device=device)
     rest = classes // len(MOTIONS)
     return lobes[rest // len(FILLINGS)], rest % len(FILLINGS), motions[classes % len(MOTIONS)]
 
